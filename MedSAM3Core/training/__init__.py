@@ -1,0 +1,1 @@
+"""Training: from a folder of images and masks to a model folder."""
