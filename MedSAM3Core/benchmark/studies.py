@@ -1,0 +1,174 @@
+"""What modes cost and give, and how work grows with the object and with the scan."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from MedSAM3Core.benchmark.comparison import dice
+from MedSAM3Core.benchmark.measuring import HostMemory
+from MedSAM3Core.benchmark.subject import Subject
+from MedSAM3Core.progress import CancelToken
+from MedSAM3Core.segmentation import Segmentation
+from MedSAM3Core.volume.volume import Volume
+
+MEGABYTE = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of our path.
+
+    Attributes:
+        name: What is special of it.
+        seconds: By the clock.
+        processor: Of all threads.
+        host_bytes: Most host memory held above the start.
+        work: Slices encoded, pairs detected, tracker steps.
+        found: One segmentation a concept.
+    """
+
+    name: str
+    seconds: float
+    processor: float
+    host_bytes: int
+    work: dict[str, int]
+    found: tuple[Segmentation, ...]
+
+
+def run(
+    subject: Subject, volume: Volume, name: str, cancel: CancelToken | None = None, **settings: Any
+) -> Run:
+    """Open a volume afresh and segment all of the subject's concepts."""
+    with (
+        HostMemory() as memory,
+        subject.segmenter.open(volume, **{**subject.settings, **settings}) as session,
+    ):
+        began, worked = time.perf_counter(), time.process_time()
+        found = session.segment_many(subject.concepts, cancel=cancel)
+        seconds, processor = time.perf_counter() - began, time.process_time() - worked
+        work = dataclasses.asdict(session.work)
+    return Run(name, seconds, processor, memory.grown, work, tuple(found))
+
+
+def compare_modes(
+    subject: Subject, truth: Sequence[np.ndarray] | None, cancel: CancelToken | None = None
+) -> list[dict[str, Any]]:
+    """Every mode on the same volume: seconds, work, and Dice with the reference and with the thorough mode.
+
+    Args:
+        subject: Its own mode is not looked at.
+        truth: bool (slices, rows, columns) a concept; None where there is none.
+        cancel: Stops between two slices.
+    """
+    modes = ("thorough", "recommended", "fast")
+    run(subject, subject.volume, "warm-up", cancel, mode="fast")
+    runs = [run(subject, subject.volume, mode, cancel, mode=mode) for mode in modes]
+    closest = [one.to_array() for one in runs[0].found]
+    return [
+        {
+            **_figures(one),
+            "dice_with_thorough": [dice(a.to_array(), b) for a, b in zip(one.found, closest, strict=True)],
+            "dice_with_reference": None
+            if truth is None
+            else [dice(a.to_array(), b) for a, b in zip(one.found, truth, strict=True)],
+        }
+        for one in runs
+    ]
+
+
+def grow_scan(
+    subject: Subject, lengths: Sequence[int], object_slices: int, cancel: CancelToken | None = None
+) -> list[dict[str, Any]]:
+    """The same object in scans of different lengths.
+
+    A stack of ``object_slices`` slices of the subject's volume lies in the middle of air. The first length is what
+    ratios refer to.
+
+    Args:
+        subject: Model, volume and concepts.
+        lengths: Slices of the scans, each at least ``object_slices``.
+        object_slices: Slices that are not air.
+        cancel: Stops between two slices.
+    """
+    part = subject.volume.array[:object_slices]
+    answers: list[dict[str, Any]] = []
+    thorough: list[np.ndarray] = []
+    for length in lengths:
+        scan, first = _in_air(part, length, subject.volume)
+        one = run(subject, scan, f"{length} slices", cancel)
+        place = slice(first, first + len(part))
+        masks = [found.to_array() for found in one.found]
+        if not thorough:
+            whole = run(subject, scan, "thorough", cancel, mode="thorough")
+            thorough = [found.to_array()[place] for found in whole.found]
+        answers.append(
+            {
+                **_figures(one),
+                "slices": length,
+                "dice_with_thorough": [dice(a[place], b) for a, b in zip(masks, thorough, strict=True)],
+                "voxels_outside": int(sum(m.sum() - m[place].sum() for m in masks)),
+            }
+        )
+    return answers
+
+
+def _in_air(part: np.ndarray, length: int, like: Volume) -> tuple[Volume, int]:
+    """Slices in the middle of a scan of ``length`` slices of their lowest value, and the first one's index."""
+    array = np.full((length, *part.shape[1:]), part.min(), part.dtype)
+    first = (length - len(part)) // 2
+    array[first : first + len(part)] = part
+    return Volume.from_array(array, ijk_to_ras=like.geometry.ijk_to_ras, modality=like.modality), first
+
+
+def _figures(one: Run) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "seconds": one.seconds,
+        "processor_seconds": one.processor,
+        "host_bytes": one.host_bytes,
+        "work": one.work,
+    }
+
+
+STUDY_COLUMNS = (
+    "run",
+    "encoded",
+    "pairs",
+    "tracker steps",
+    "seconds",
+    "processor s",
+    "times the first",
+    "host MB",
+    "Dice with thorough",
+    "Dice with reference",
+)
+
+
+def study_rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Runs as rows of `STUDY_COLUMNS`; the ratio is of processor time."""
+    return [
+        [
+            one["name"],
+            str(one["work"]["slices"]),
+            str(one["work"]["pairs"]),
+            str(one["work"]["steps"]),
+            f"{one['seconds']:.2f}",
+            f"{one['processor_seconds']:.2f}",
+            f"{one['processor_seconds'] / runs[0]['processor_seconds']:.2f}",
+            f"{one['host_bytes'] / MEGABYTE:.0f}",
+            _written(one["dice_with_thorough"]),
+            _written(one.get("dice_with_reference")),
+        ]
+        for one in runs
+    ]
+
+
+def _written(values: Sequence[float | None] | None) -> str:
+    if values is None:
+        return ""
+    return ", ".join("both empty" if value is None else f"{value:.3f}" for value in values)
