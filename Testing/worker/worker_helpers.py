@@ -17,7 +17,7 @@ def is_alive(pid):
     return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
-def wait_until(condition, seconds=5.0):
+def wait_until(condition, seconds=30.0):
     """Wait for something another process does; fails the test when it does not happen."""
     deadline = time.monotonic() + seconds
     while not condition():
