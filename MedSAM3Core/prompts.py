@@ -202,7 +202,13 @@ class Concept:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A concept with the boxes drawn for it."""
+    """A concept with the boxes and points drawn for it."""
 
     concept: Concept
     boxes: Sequence[Box] = field(default_factory=tuple)
+    points: Sequence[Point] = field(default_factory=tuple)
+
+    @property
+    def marked(self) -> bool:
+        """Whether anything was drawn for it."""
+        return bool(self.boxes or self.points)

@@ -20,14 +20,18 @@ from MedSAM3Core.cli import report as reports
 from MedSAM3Core.cli.files import write_segmentation
 from MedSAM3Core.cli.segment import run
 from MedSAM3Core.errors import InputError
+from MedSAM3Core.prompts import PromptSet
 
 if TYPE_CHECKING:
     from MedSAM3Core import Segmenter
     from MedSAM3Core.progress import CancelToken
     from MedSAM3Core.prompts import Concept
+    from MedSAM3Core.samples import Sample
     from MedSAM3Core.volume import Volume
 
 MEBIBYTE = 1 << 20
+COMPARED_SLICES, OBJECT_SLICES, WORKER_SLICES = 100, 80, 16
+"""Slices of the volume when none are given: of the comparison, of a study of the length, of the worker's runs."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,12 @@ Size = Annotated[
 ]
 Repeats = Annotated[int, typer.Option(min=1, max=20, help="How often each is measured; medians are shown.")]
 Slices = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=2,
         max=5000,
-        help="Slices of the volume, which is cut from the sample CT or continued by its mirror image.",
+        help="Slices of the volume, which is cut from the sample CT or continued by its mirror image; when not "
+        f"given {COMPARED_SLICES}, with --study length {OBJECT_SLICES}, with --worker {WORKER_SLICES}.",
     ),
 ]
 Concepts = Annotated[
@@ -90,6 +95,15 @@ Study = Annotated[
         "longer and longer scans of air)."
     ),
 ]
+Longest = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        max=20_000,
+        metavar="SLICES",
+        help="With --study length: the longest scan, after those of 100, 300, 600 and 2000 slices that are shorter.",
+    ),
+]
 Alone = Annotated[
     bool,
     typer.Option(
@@ -103,6 +117,14 @@ Worker = Annotated[
         help="In place of the comparison: the worker process beside inference in this process.",
     ),
 ]
+Cycles = Annotated[
+    int,
+    typer.Option(
+        min=40,
+        max=100_000,
+        help="With --worker: how many volumes are opened, segmented and closed to see whether memory grows.",
+    ),
+]
 
 
 def benchmark(
@@ -110,7 +132,7 @@ def benchmark(
     model: options.ModelName = "demo",
     device: options.Device = "auto",
     repeats: Repeats = 3,
-    slices: Slices = 100,
+    slices: Slices = None,
     concepts: Concepts = None,
     reference_slices: ReferenceSlices = None,
     mode: options.Mode = "recommended",
@@ -120,8 +142,10 @@ def benchmark(
     plot: Plot = None,
     table: Table = None,
     study: Study = None,
+    longest: Longest = 600,
     alone: Alone = False,
     worker: Worker = False,
+    cycles: Cycles = 200,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure MedSAM3 on this machine, beside transformers' models and the least time its arithmetic takes.
@@ -130,17 +154,21 @@ def benchmark(
     volume anew, so no features are reused. The full size on a CPU takes hours: use
     [bold]--reduce 8 --side 336 --slices 20[/bold].
     """
-    if worker or alone:
-        _benchmark_alone(model, device, repeats, worker, as_json)
+    if worker:
+        _benchmark_worker(model, device, slices or WORKER_SLICES, repeats, cycles, as_json)
+        return
+    if alone:
+        _benchmark_alone(model, device, repeats, as_json)
         return
     from MedSAM3Core.benchmark.subject import demo_subject, full_subject
 
+    slices = slices or (OBJECT_SLICES if study == "length" else COMPARED_SLICES)
     if size == "full":
         subject = full_subject(device, slices, concepts or 1, reduce, side)
     else:
         subject = demo_subject(model, device, slices, concepts or 3, tracker, mode)
     if study is not None:
-        document = {"machine": machine(), **benchmark_compare.study(subject, study, table)}
+        document = {"machine": machine(), **benchmark_compare.study(subject, study, longest, table)}
         if as_json:
             terminal.print_json(document)
         else:
@@ -155,14 +183,28 @@ def benchmark(
     terminal.print_facts([("machine", ", ".join(f"{value}" for value in document["machine"].values()))])
 
 
-def _benchmark_alone(model: str, device: str, repeats: int, worker: bool, as_json: bool) -> None:
-    """The stages of our own path on the sample CT and all its concepts, or the worker beside it."""
+def _benchmark_worker(model: str, device: str, slices: int, repeats: int, cycles: int, as_json: bool) -> None:
+    """The worker beside inference in this process, on some slices of the sample CT and all its concepts."""
+    from MedSAM3Core import Segmenter
+    from MedSAM3Core.benchmark.subject import stack
     from MedSAM3Core.concepts import resolve
-    from MedSAM3Core.samples import read_samples
 
-    sample = next((sample for sample in read_samples() if sample.modality == "CT"), None)
-    if sample is None:
-        raise InputError("The sample data holds no CT volume; install MedSAM3Core again.")
+    sample = _sample_ct()
+    volume = stack(sample.read(), slices)
+    concepts = [resolve(phrase) for phrase in sample.concepts]
+    segmenter = Segmenter.from_pretrained(model, device=device)
+    figures = benchmark_worker.measure(segmenter, volume, concepts, model, device, repeats, cycles)
+    if as_json:
+        terminal.print_json(benchmark_worker.as_document(figures, machine()))
+    else:
+        benchmark_worker.show(figures)
+
+
+def _benchmark_alone(model: str, device: str, repeats: int, as_json: bool) -> None:
+    """The stages of our own path on the sample CT and all its concepts."""
+    from MedSAM3Core.concepts import resolve
+
+    sample = _sample_ct()
     started = time.perf_counter()
     volume = sample.read()
     once = {"read": time.perf_counter() - started}
@@ -172,13 +214,6 @@ def _benchmark_alone(model: str, device: str, repeats: int, worker: bool, as_jso
     segmenter = Segmenter.from_pretrained(model, device=device)
     once["load"] = time.perf_counter() - started
     concepts = [resolve(phrase) for phrase in sample.concepts]
-    if worker:
-        figures = benchmark_worker.measure(segmenter, volume, concepts, model, device, repeats)
-        if as_json:
-            terminal.print_json(benchmark_worker.as_document(figures, machine()))
-        else:
-            benchmark_worker.show(figures)
-        return
     with terminal.cancel_on_interrupt() as cancel:
         measured = [measure(segmenter, volume, concepts, cancel) for _ in range(repeats)]
     document = summarise(volume, concepts, once, measured, model)
@@ -186,6 +221,15 @@ def _benchmark_alone(model: str, device: str, repeats: int, worker: bool, as_jso
         terminal.print_json(document)
     else:
         show(document)
+
+
+def _sample_ct() -> Sample:
+    from MedSAM3Core.samples import read_samples
+
+    sample = next((sample for sample in read_samples() if sample.modality == "CT"), None)
+    if sample is None:
+        raise InputError("The sample data holds no CT volume; install MedSAM3Core again.")
+    return sample
 
 
 def measure(
@@ -198,7 +242,7 @@ def measure(
     """
     started = time.perf_counter()
     with terminal.progress_bar() as progress:
-        found = run(segmenter, volume, concepts, (), None, {}, progress, cancel)
+        found = run(segmenter, volume, [PromptSet(c) for c in concepts], None, {}, progress, cancel)
     seconds = reports.stage_seconds(found)
     writing = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

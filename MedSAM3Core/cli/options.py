@@ -38,16 +38,17 @@ Boxes = Annotated[
     list[str] | None,
     typer.Option(
         "--box",
-        metavar="K,I0,J0,I1,J1[,+|-]",
+        metavar="[CONCEPT=]K,I0,J0,I1,J1[,+|-]",
         help="Box on slice K, columns I0 to I1, rows J0 to J1, around the concept (+, the default) or around what "
-        "is not it (-). Voxel indices from 0, both ends included. Repeatable.",
+        "is not it (-). Voxel indices from 0, both ends included. For one of several concepts: "
+        "'liver=40,10,20,60,80'; without a name it is for each. Repeatable.",
     ),
 ]
 Boxes3D = Annotated[
     list[str] | None,
     typer.Option(
         "--box3d",
-        metavar="I0,J0,K0,I1,J1,K1[,+|-]",
+        metavar="[CONCEPT=]I0,J0,K0,I1,J1,K1[,+|-]",
         help="The same in 3D: a box over columns I0 to I1, rows J0 to J1, slices K0 to K1. Repeatable.",
     ),
 ]
@@ -55,9 +56,9 @@ Points = Annotated[
     list[str] | None,
     typer.Option(
         "--point",
-        metavar="K,I,J[,+|-]",
+        metavar="[CONCEPT=]K,I,J[,+|-]",
         help="Click on slice K, column I, row J, on the concept (+, the default) or on what is not it (-). Voxel "
-        "indices from 0. Repeatable.",
+        "indices from 0; a name as for a box. Repeatable.",
     ),
 ]
 ModelName = Annotated[

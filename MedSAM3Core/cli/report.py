@@ -72,9 +72,10 @@ def millilitres(segmentation: Segmentation) -> str:
 
 def stage_seconds(segmentations: Sequence[Segmentation]) -> dict[str, float]:
     """Stage to seconds of a whole run. Concepts that ran together report the same times, which count once."""
-    timings = [segmentation.timings for segmentation in segmentations]
-    if timings and all(one == timings[0] for one in timings):
-        return dict(timings[0])
+    timings: list[dict[str, float]] = []
+    for segmentation in segmentations:
+        if segmentation.timings not in timings:
+            timings.append(segmentation.timings)
     stages = dict.fromkeys(stage for one in timings for stage in one)
     return {stage: sum(one.get(stage, 0.0) for one in timings) for stage in stages}
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from MedSAM3Core.cli import options, terminal
 from MedSAM3Core.cli import report as reports
 from MedSAM3Core.cli.files import check_segmentation_path, write_overlay, write_segmentation
+from MedSAM3Core.cli.marks import parse_marks
 from MedSAM3Core.cli.outputs import OutputSet, check_destination
 from MedSAM3Core.errors import InputError, OutputError
 from MedSAM3Core.progress import CancelToken, ProgressCallback
-from MedSAM3Core.prompts import Box, Concept, Point
+from MedSAM3Core.prompts import Concept, PromptSet
 
 if TYPE_CHECKING:
     from MedSAM3Core import Segmenter
@@ -30,18 +31,14 @@ class Request:
     """What is asked of one call, checked as far as that goes without the image and the model.
 
     Attributes:
-        concepts: What to look for, each once.
-        boxes: Boxes for every concept.
-        points: Clicks for every concept.
+        prompts: What to look for, each concept once, with the boxes and clicks that are for it.
         output: Where the segmentation goes.
         overlay: Where the overlay goes, or None.
         report: Where the report goes, or None.
         notices: Sentences for the user.
     """
 
-    concepts: tuple[Concept, ...]
-    boxes: tuple[Box, ...]
-    points: tuple[Point, ...]
+    prompts: tuple[PromptSet, ...]
     output: Path
     overlay: Path | None
     report: Path | None
@@ -101,10 +98,9 @@ def segment(
         from MedSAM3Core.volume.reading import read_volume
 
         volume = read_volume(input_path, time=time_index, series=series)
-        for drawn_box in request.boxes:
-            drawn_box.check_inside(volume.geometry.shape)
-        for clicked in request.points:
-            clicked.check_inside(volume.geometry.shape)
+        for prompt in request.prompts:
+            for mark in (*prompt.boxes, *prompt.points):
+                mark.check_inside(volume.geometry.shape)
         check_segmentation_path(output, volume)
     how = {"axis": axis, "window": window, "mode": mode}
     if tiles != "auto":
@@ -114,17 +110,7 @@ def segment(
             segmenter = stack.enter_context(loaded(model, device, worker))
         cancel = stack.enter_context(terminal.cancel_on_interrupt())
         with watch.measure("segment"), terminal.progress_bar() as progress:
-            found = run(
-                segmenter,
-                volume,
-                request.concepts,
-                request.boxes,
-                threshold,
-                how,
-                progress,
-                cancel,
-                request.points,
-            )
+            found = run(segmenter, volume, request.prompts, threshold, how, progress, cancel)
         document = write(request, volume, found, how, watch, cancel)
     terminal.notify([*document["notices"], *(n for entry in document["concepts"] for n in entry["notices"])])
     if as_json:
@@ -182,13 +168,11 @@ def check_request(
             means = "" if phrase.strip().lower() == found.phrase else f" means '{found.phrase}', which"
             notices.append(f"'{phrase}'{means} was given before; it is segmented once.")
         concepts.setdefault(found.phrase, found)
-    drawn = tuple(Box.parse(text) for text in boxes) + tuple(Box.parse_3d(text) for text in boxes_3d)
-    clicked = tuple(Point.parse(text) for text in points)
-    if (drawn or clicked) and len(concepts) > 1:
-        what = " and ".join(word for word, given in (("boxes", drawn), ("points", clicked)) if given)
+    marks = parse_marks(boxes, boxes_3d, points, tuple(concepts.values()))
+    if marks.unaddressed and len(concepts) > 1:
         notices.append(
-            f"The {what} are used for each of the {len(concepts)} concepts; give one concept at a time "
-            "to draw for it alone."
+            f"The {' and '.join(marks.unaddressed)} without a name are used for each of the {len(concepts)} "
+            f"concepts; '{next(iter(concepts))}=' before the numbers draws for that one alone."
         )
     check_segmentation_path(output)
     for path, suffix in ((overlay, ".png"), (report, ".json")):
@@ -197,29 +181,44 @@ def check_request(
     named = [path.absolute() for path in (output, overlay, report) if path is not None]
     if len(set(named)) != len(named):
         raise OutputError("Two of the outputs have the same name; give each its own.")
-    return Request(tuple(concepts.values()), drawn, clicked, output, overlay, report, tuple(notices))
+    prompts = marks.prompts(tuple(concepts.values()))
+    return Request(prompts, output, overlay, report, tuple(notices))
 
 
 def run(
     segmenter: Segmenter | RemoteSegmenter,
     volume: Volume,
-    concepts: Sequence[Concept],
-    boxes: Sequence[Box],
+    prompts: Sequence[PromptSet],
     threshold: float | None,
     how: dict[str, str],
     progress: ProgressCallback | None,
     cancel: CancelToken,
-    points: Sequence[Point] = (),
 ) -> list[Segmentation]:
-    """Segment the concepts of one volume on one set of features; boxes and points count for each of them."""
+    """Segment the concepts of one volume on one set of features: those with marks one by one, the others together.
+
+    Returns:
+        One segmentation a concept, in the order given.
+    """
+    typed = [prompt.concept for prompt in prompts if not prompt.marked]
     with segmenter.open(volume, **how) as session:
-        if not boxes and not points:
-            return session.segment_many(concepts, progress=progress, cancel=cancel, threshold=threshold)
+        together = (
+            session.segment_many(typed, progress=progress, cancel=cancel, threshold=threshold)
+            if typed
+            else []
+        )
+        of_words = iter(together)
         return [
             session.segment(
-                concept, boxes=boxes, points=points, progress=progress, cancel=cancel, threshold=threshold
+                prompt.concept,
+                boxes=prompt.boxes,
+                points=prompt.points,
+                progress=progress,
+                cancel=cancel,
+                threshold=threshold,
             )
-            for concept in concepts
+            if prompt.marked
+            else next(of_words)
+            for prompt in prompts
         ]
 
 

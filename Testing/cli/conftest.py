@@ -26,6 +26,8 @@ class FakeSegmenter:
     def __init__(self) -> None:
         self.opened: list[dict] = []
         self.asked: list[tuple[str, int, float | None]] = []
+        self.marked: dict[str, list[str]] = {}
+        self.seconds: dict[str, float] = {}
         self.on_segment: Callable[[], None] = lambda: None
 
     def open(self, volume, axis="auto", window="auto", mode="recommended"):
@@ -46,6 +48,7 @@ class FakeSegmenter:
         self, concept: Concept, boxes=(), progress=None, cancel=None, threshold=None, points=()
     ) -> Segmentation:
         self.asked.append((concept.phrase, len(boxes) + len(points), threshold))
+        self.marked[concept.phrase] = [mark.written() for mark in (*boxes, *points)]
         self.on_segment()
         if cancel is not None and cancel.cancelled:
             raise Cancelled()
@@ -71,7 +74,7 @@ class FakeSegmenter:
                 axis="axial (grid axis k)",
                 notices=notices,
             ),
-            timings={"encoding": 1.0, "detecting": 0.5},
+            timings={"encoding": 1.0, "detecting": self.seconds.get(concept.phrase, 0.5)},
         )
 
 

@@ -92,6 +92,48 @@ def test_every_flag_reaches_the_model(run, fake, ct: Path, tmp_path: Path) -> No
     assert fake.asked == [("liver", 4, 0.3)]
 
 
+def test_a_named_mark_is_for_its_concept_only(run, fake, ct: Path, tmp_path: Path) -> None:
+    code, out, err = run(
+        *("segment", ct, "-c", "spleen", "-c", "left kidney, liver", "-o", tmp_path / "o.nrrd", "--json"),
+        *("--box", "Hepar=1,2,2,5,5", "--box3d", "Kidney, left=0,0,0,3,3,3,-", "--point", "livers = 1,3,4"),
+    )
+    assert code == 0
+    assert fake.marked == {
+        "spleen": [],
+        "liver": ["2,2,1,5,5,1,+", "1,3,4,+"],
+        "left kidney": ["0,0,0,3,3,3,-"],
+    }
+    assert [entry["concept"] for entry in json.loads(out)["concepts"]] == ["spleen", "left kidney", "liver"]
+    assert "without a name" not in err
+
+
+def test_marks_without_a_name_count_for_every_concept_and_a_note_says_so(
+    run, fake, ct: Path, tmp_path: Path
+) -> None:
+    code, _, err = run(
+        *("segment", ct, "-c", "liver", "-c", "spleen", "-o", tmp_path / "o.nrrd"),
+        *("--box", "1,2,2,5,5", "--box", "spleen=2,2,2,5,5", "--point", "spleen=1,3,4"),
+    )
+    assert code == 0
+    assert fake.marked == {
+        "liver": ["2,2,1,5,5,1,+"],
+        "spleen": ["2,2,1,5,5,1,+", "2,2,2,5,5,2,+", "1,3,4,+"],
+    }
+    assert "note: The boxes without a name are used for each of the 2 concepts; 'liver='" in err
+
+
+def test_concepts_that_ran_together_count_once_beside_one_with_a_box(
+    run, fake, ct: Path, tmp_path: Path
+) -> None:
+    fake.seconds = {"spleen": 0.5, "left kidney": 0.5, "liver": 2.0}
+    code, out, _ = run(
+        *("segment", ct, "-c", "spleen, liver", "-c", "left kidney", "-o", tmp_path / "o.nrrd", "--json"),
+        *("--box", "liver=1,2,2,5,5"),
+    )
+    assert code == 0
+    assert json.loads(out)["stage_seconds"] == {"encoding": 2.0, "detecting": 2.5}
+
+
 def test_concepts_may_come_in_one_list_and_each_is_segmented_once(
     run, fake, ct: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +195,13 @@ def test_an_interrupt_while_writing_leaves_nothing(
         (["-c", "liver", "-o", "o.nrrd", "--box3d", "0,0,0,10,3,3"], "extent is i=0..9"),
         (["-c", "liver", "-o", "o.nrrd", "--point", "1,2"], "expected K,I,J"),
         (["-c", "liver", "-o", "o.nrrd", "--point", "4,0,0"], "k=0..3; click inside"),
+        (["-c", "liver", "-o", "o.nrrd", "--box", "liver=1,2,3"], "expected K,I0,J0,I1,J1"),
+        (
+            ["-c", "liver, spleen", "-o", "o.nrrd", "--box", "Kidneys=1,2,2,5,5"],
+            "is for 'kidney', but what is segmented is liver, spleen; name one of these",
+        ),
+        (["-c", "liver", "-o", "o.nrrd", "--point", "spleen=1,2,2"], "ask for it with -c too"),
+        (["-c", "liver", "-o", "o.nrrd", "--box3d", "=0,0,0,3,3,3"], "The concept is ''"),
         (["-c", "liver", "-o", "o.png"], "PNG cannot hold"),
         (["-c", "liver", "-o", "o.nrrd", "--time", "3"], "has one time only"),
     ],
