@@ -365,7 +365,7 @@ class WorkerClient:
     def _connect(self) -> Connection:
         if self._closed:
             raise WorkerError("The worker client was closed.", "Make a new one.")
-        if self.current is None:
+        if self.current is None or self.current.gone.is_set():  # gone, and about to say so
             if self._belongings.folder is None and not self.bytes_only:
                 self._belongings.folder = _private_folder(self._temporary)
             pending, number = self._pending(None, None, None)

@@ -30,6 +30,10 @@ LOG_LINES = 400
 LOG_LINE_LENGTH = 2000
 DRAIN_S = 0.3
 """How long a dead process's pipes may still hold what it said; a grandchild may keep them open for ever."""
+LAST_WORDS_S = 2.0
+"""How long they are read once that grandchild is stopped too: a busy machine gives the readers their turn late."""
+EXIT_S = 5.0
+"""How long a process that has closed its output may take to end."""
 
 
 class Listener(Protocol):
@@ -193,7 +197,7 @@ class WorkerProcess:
                 break
             self._listener.received(message)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
+            self._process.wait(EXIT_S)
             return
         self.kill(self._reason or "The worker closed its output without ending; it was stopped.")
 
@@ -211,6 +215,7 @@ class WorkerProcess:
         self._process.wait()
         if not self._drained(DRAIN_S):
             _kill_tree(self._process)
+            self._drained(LAST_WORDS_S)
         with self._wake:
             self._closing = True
             self._wake.notify_all()

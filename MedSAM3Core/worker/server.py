@@ -107,6 +107,7 @@ class Server:
         while self._answer is None:
             cancel.check()
             time.sleep(_ASK_POLL_S)
+        cancel.check()  # who cancels and answers has cancelled
         return self._answer
 
     # The reader's thread -------------------------------------------------------------------------------------------
