@@ -3,7 +3,7 @@
 It doubles `MedSAM3Core.inference.session` (Segmenter and Session) without torch: a voxel belongs to a concept if it is
 brighter than the volume's mean plus one standard deviation, is inside a positive box if there is one, and outside all
 negative ones. Everything around it, the process, the pipes and the files, is the real thing. Some concepts, models
-and options misbehave on purpose; they are listed in `_misbehave`, `DoubleBackend` and `DoubleSegmenter`.
+and options misbehave on purpose; they are listed in `_linger`, `_misbehave`, `DoubleBackend` and `DoubleSegmenter`.
 """
 
 import os
@@ -49,6 +49,7 @@ class DoubleSession:
             box.check_inside(self.volume.geometry.shape)
         meter = ProgressMeter(progress, cancel, {"looking": 1.0})
         total = self.volume.geometry.shape[0]
+        self._linger(asked.phrase, meter)
         for k in range(total):
             meter.step("looking", k, total)
             self._misbehave(asked.phrase)
@@ -67,6 +68,16 @@ class DoubleSession:
         if self.axis == "die on close":
             die()
         self.closed = True
+
+    def _linger(self, phrase, meter):
+        """Run for as long as a test wants: until it cancels, or until it makes a file."""
+        deadline = time.monotonic() + 60  # a test that has gone wrong must not last for ever
+        while time.monotonic() < deadline and (
+            phrase == "endless"
+            or (phrase.startswith("until ") and not os.path.exists(phrase.removeprefix("until ")))
+        ):
+            meter.step("looking", 0, self.volume.geometry.shape[0])
+            time.sleep(0.02)
 
     def _misbehave(self, phrase):
         if phrase == "slow":

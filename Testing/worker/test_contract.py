@@ -115,9 +115,9 @@ def test_progress_comes_on_the_callers_thread_and_ends_complete(session):
 def test_a_cancel_stops_the_run_and_leaves_the_session_usable(session):
     token = CancelToken()
     with pytest.raises(Cancelled):
-        session.segment("slow", progress=lambda p: token.cancel(), cancel=token)
+        session.segment("endless", progress=lambda p: token.cancel(), cancel=token)
     with pytest.raises(Cancelled):
-        session.segment("slow", cancel=token)
+        session.segment("endless", cancel=token)
     assert not session.segment("ball").empty
 
 
@@ -126,7 +126,7 @@ def test_what_a_callback_raises_stops_the_run(session):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        session.segment("slow", progress=fail)
+        session.segment("endless", progress=fail)
     assert not session.segment("ball").empty
 
 

