@@ -69,6 +69,7 @@ def test_a_writer_that_hides_its_reason_is_not_believed_when_space_is_gone(
     def fail(_: Path) -> None:
         raise RuntimeError("Exception thrown in SimpleITK\nsitk::ERROR: could not write")
 
+    monkeypatch.setattr(outputs, "_free_bytes", lambda _: 1 << 30)
     with pytest.raises(OutputError, match="could not write"), OutputSet() as out:
         out.write(tmp_path / "a.nrrd", fail)
     monkeypatch.setattr(outputs, "_free_bytes", lambda _: 0)

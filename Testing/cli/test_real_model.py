@@ -71,10 +71,15 @@ def _interrupt_when(seen: bytes, folder: Path) -> tuple[bytes, int]:
     master, slave = pty.openpty()
     arguments = ["segment", CT, "-c", "brainstem", "-o", folder / "o.seg.nrrd", "--mode", "thorough"]
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        [*COMMAND, *map(str, arguments)],
+        env=os.environ | {"TERM": "xterm"},  # where the tests run it may be a dumb one, which shows no bar
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
     )
     os.close(slave)
-    screen, interrupted, deadline = b"", False, time.monotonic() + 300
+    screen, interrupted, deadline = b"", False, time.monotonic() + 600
     try:
         while time.monotonic() < deadline:
             try:
@@ -84,7 +89,7 @@ def _interrupt_when(seen: bytes, folder: Path) -> tuple[bytes, int]:
             if seen in screen and not interrupted:
                 process.send_signal(signal.SIGINT)
                 interrupted = True
-        return screen, process.wait(timeout=60)
+        return screen, process.wait(timeout=300)
     finally:
         process.kill()
         os.close(master)
