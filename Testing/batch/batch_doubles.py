@@ -1,6 +1,7 @@
 """A double of the model, small images with known answers, and a batch of them in a process that can be killed.
 
-``python batch_doubles.py INPUT OUTPUT [--resume]`` runs a batch on the double and prints its summary as JSON.
+``python batch_doubles.py INPUT OUTPUT [--resume] [--seconds S] [--hold N]`` runs a batch on the double and prints its
+summary as JSON.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ class ThresholdSegmenter:
 
     Args:
         seconds: How long an inference takes; it sleeps, as one on a GPU would leave the processor free.
+        hold: After so many inferences the next one does not end, so that the process can be killed in time.
     """
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 0.0, hold: int | None = None) -> None:
         self.seconds = seconds
+        self.hold = hold
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
     @contextmanager
@@ -56,7 +59,8 @@ class _Session:
             raise PromptError("The model has no answer; ask for something else.")
         if any(one.phrase == "bug" for one in concepts):
             raise ZeroDivisionError("a bug")
-        end = time.monotonic() + self.owner.seconds
+        held = self.owner.hold is not None and len(self.owner.asked) > self.owner.hold
+        end = time.monotonic() + (3600.0 if held else self.owner.seconds)
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.02))
             if cancel is not None and cancel.cancelled:
@@ -121,9 +125,10 @@ def write_collection(folder: Path, count: int) -> dict[str, int | None]:
 def main(arguments: list[str]) -> None:
     source, output = Path(arguments[0]), Path(arguments[1])
     seconds = float(arguments[arguments.index("--seconds") + 1]) if "--seconds" in arguments else 0.02
+    hold = int(arguments[arguments.index("--hold") + 1]) if "--hold" in arguments else None
     settings = BatchSettings(output, model="double")
     found = find_cases([str(source)], ["liver"], output)
-    engine = LocalEngine(ThresholdSegmenter(seconds), settings)
+    engine = LocalEngine(ThresholdSegmenter(seconds, hold), settings)
     summary = run_batch(found.cases, settings, engine, resume="--resume" in arguments)
     print(json.dumps({"done": summary.done, "failed": len(summary.failures), "resumed": summary.resumed}))
 

@@ -23,7 +23,8 @@ def run_and_kill(source: Path, output: Path, after: int, *more: str) -> None:
     """Start a batch, and kill it with no chance to clean up once ``after`` more cases are over."""
     journal = output / ".batch" / JOURNAL
     before = over(journal)
-    process = subprocess.Popen([sys.executable, SCRIPT, source, output, *more])
+    # A few more are inferred and then it holds: a busy machine may look too late otherwise.
+    process = subprocess.Popen([sys.executable, SCRIPT, source, output, "--hold", str(after + 4), *more])
     deadline = time.monotonic() + 300
     while over(journal) < before + after:
         assert process.poll() is None, "the batch ended before it could be killed"

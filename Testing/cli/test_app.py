@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import subprocess
 import sys
-import time
 import warnings
 
 import pytest
@@ -33,10 +33,21 @@ def test_without_a_command_it_shows_help(run) -> None:
     assert run("models")[0] == 0
 
 
-def test_help_needs_no_torch() -> None:
-    script = "import sys; from MedSAM3Core.cli import main; main(['-h']); sys.stderr.write(str('torch' in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60)
-    assert done.stderr == "False"
+def test_help_imports_nothing_that_takes_seconds() -> None:
+    heavy = (
+        "torch",
+        "transformers",
+        "scipy",
+        "SimpleITK",
+        "pydicom",
+        "pydantic",
+        "huggingface_hub",
+        "openai",
+    )
+    code = "import sys; from MedSAM3Core.cli import main; main(['-h'])\n"
+    code += f"sys.stderr.write(repr([name for name in {heavy} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=120)
+    assert done.stderr == "[]"
 
 
 @pytest.mark.parametrize(
@@ -112,9 +123,9 @@ def test_memory_running_out_is_said_in_words(run, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_reader_that_leaves_a_pipe_is_no_error() -> None:
-    command = f"{sys.executable} -m MedSAM3Core.cli segment --help | head -n 1"
+    command = f"{shlex.quote(sys.executable)} -m MedSAM3Core.cli segment --help | head -n 1"
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=120
     )
     assert done.stderr == ""
     assert done.returncode == 0
@@ -124,16 +135,6 @@ def test_the_version_is_the_package_s(run) -> None:
     from MedSAM3Core.version import __version__
 
     assert run("--version") == (0, f"medsam3 {__version__}\n", "")
-
-
-def test_help_answers_at_once() -> None:
-    command = [sys.executable, "-m", "MedSAM3Core.cli", "--help"]
-    fastest = 99.0
-    for _ in range(3):
-        started = time.perf_counter()
-        subprocess.run(command, capture_output=True, timeout=60, check=True)
-        fastest = min(fastest, time.perf_counter() - started)
-    assert fastest < 2.0, "2 s leaves room for a busy machine; 0.3 s when quiet"
 
 
 def test_the_base_of_usage_errors_is_what_the_parser_raises() -> None:
