@@ -30,6 +30,8 @@ class StageConfig(_Strict):
         queries: Phrases an image (detector).
         boxes: Share of present phrases that come with a box (detector).
         frames: Slices a clip (tracker).
+        absent: Weight in the semantic map's loss of phrases that are not in the slice (detector): small while the text
+            is not understood yet, 1 to teach a model that knows its words where they end.
         query_share: Share of steps in which the object queries are trained too (detector).
         learning_rate: Peak; a cosine leads to a fiftieth of it.
         encoder_rate: Factor on the learning rate of the vision encoder.
@@ -42,6 +44,7 @@ class StageConfig(_Strict):
     queries: int = Field(default=3, gt=0)
     boxes: float = Field(default=0.15, ge=0, le=1)
     frames: int = Field(default=5, gt=1)
+    absent: float = Field(default=0.1, ge=0)
     query_share: float = Field(default=1.0, ge=0, le=1)
     learning_rate: float = Field(default=8e-4, gt=0)
     encoder_rate: float = Field(default=1.0, ge=0)
@@ -56,6 +59,8 @@ class TrainingConfig(_Strict):
         data: Folder of the data pack.
         output: Folder of checkpoints, logs and the finished model (``model`` below it).
         card: YAML file with what the model's card says beyond the measured figures.
+        start: Model folder whose weights and words the run begins with, of the same architecture; None begins from
+            random weights.
         architecture: Sizes of the network.
         augmentation: Of images.
         stages: In order.
@@ -74,6 +79,7 @@ class TrainingConfig(_Strict):
     data: Path
     output: Path
     card: Path | None = None
+    start: Path | None = None
     architecture: Architecture = Architecture()
     augmentation: Augmentation = Augmentation()
     stages: tuple[StageConfig, ...]
@@ -107,5 +113,7 @@ def read_config(path: Path) -> TrainingConfig:
             f"The training configuration {path} is wrong at {first_fault(error)}; correct it."
         ) from error
     base = path.resolve().parent
-    places = {"data": base / config.data, "output": base / config.output}
-    return config.model_copy(update=places | ({"card": base / config.card} if config.card else {}))
+    given = {name: getattr(config, name) for name in ("data", "output", "card", "start")}
+    return config.model_copy(
+        update={name: base / place for name, place in given.items() if place is not None}
+    )

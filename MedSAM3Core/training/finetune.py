@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, Sam3VideoModel
 
+from MedSAM3Core.errors import InputError
+from MedSAM3Core.models.loading import load_model
+from MedSAM3Core.models.registry import find_folder
 from MedSAM3Core.progress import CancelToken, ProgressCallback
 from MedSAM3Core.resources import resource_path
 from MedSAM3Core.training.architecture import build_model
@@ -60,6 +64,8 @@ class Run:
         classes = tuple(sorted({name for case in self.cases for name in case.concepts}))
         self.cache: SliceCache = build_cache(self.cases, classes, config.cache_size, config.output / "cache")
         self.module = TrainingModule(build_model(architecture, config.seed), len(classes))
+        if config.start is not None:
+            take_weights(self.network, config.start)
         if not torch.cuda.is_available():
             # Measured on a Xeon with AMX, bf16, (24, 4, 400, 32): the fused kernel's backward takes 62 ms, plain
             # products 36 ms; a dense step of 8 images 0.54 s and 0.40 s, a detector step of 24 pairs 1.8 s and 1.3 s.
@@ -89,7 +95,8 @@ class Run:
             return DetectorStage(self.network, self.module.head, batches, self.tokenize, config)
         from MedSAM3Core.training.tracker_stage import TrackerStage
 
-        return TrackerStage(self.network, ScaledTracker(self.network), batches, config)
+        tracker = ScaledTracker(self.network)
+        return TrackerStage(self.network, tracker, batches, config, trained=self.config.start is not None)
 
     def tokenize(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask of phrases, padded to the longest of them."""
@@ -118,8 +125,32 @@ def read_groups(data: Path) -> dict[str, list[str]]:
     return {term: parts for term, parts in groups.items() if term not in parts}
 
 
+def take_weights(network: ScaledNetwork, folder: Path) -> None:
+    """Put a finished model's weights into a network that is to be trained further.
+
+    Raises:
+        InputError: If its sizes are not the network's.
+        ModelError: If the folder holds no model.
+    """
+    weights = load_model(folder, "cpu").network.model.state_dict()
+    own = network.model.state_dict()
+    for name in own.keys() | weights.keys():
+        shapes = [tuple(one[name].shape) if name in one else None for one in (own, weights)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"The model {folder} is of another architecture: {name} is {shapes[1]} there and {shapes[0]} here; "
+                "give 'architecture' its sizes, or begin without 'start'."
+            )
+    network.model.load_state_dict(weights)
+    network.unfold()
+
+
 def load_tokenizer(folder: Path, config: TrainingConfig) -> CLIPTokenizer:
     """The run's trimmed tokeniser; made at the start of a run and kept, so that a resumed run keeps its ids."""
+    if not (folder / "vocab.json").exists() and config.start is not None:  # its weights know no other ids
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("merges.txt", "vocab.json"):
+            shutil.copyfile(find_folder(config.start) / name, folder / name)
     if not (folder / "vocab.json").exists():
         merges = read_clip_merges(resource_path("tokenizer/bpe_simple_vocab_16e6.txt.gz"))
         vocabulary, kept = trim_vocabulary(merges, known_phrases())

@@ -9,8 +9,10 @@ these factors, 200 steps made a Dice of .42 for the brainstem and .49 for the le
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Sam3VideoModel
 
 from MedSAM3Core.models.network import ConceptNetwork, Pyramid
@@ -59,13 +61,24 @@ class ScaledNetwork(ConceptNetwork):
     @torch.no_grad()
     def fold(self) -> None:
         """Put the factors into the last convolution of every level, and make them one: the maps stay what they are."""
+        for last, scale in self._last_convolutions():
+            _multiply(last, scale)
+            scale.fill_(1.0)
+
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """Undo `fold`: weights back at the size that an optimiser's steps are made for, the maps stay what they are."""
+        for last, scale in self._last_convolutions():
+            size = last.weight.std() * last.weight[0].numel() ** 0.5
+            _multiply(last, 1 / size)
+            scale.mul_(size)
+
+    def _last_convolutions(self) -> Iterator[tuple[nn.Conv2d, Tensor]]:
+        """The last convolution of every level of both necks, with the factor of its maps, a view that can be set."""
         detector_neck, tracker_neck = self.detector.vision_encoder.neck, self.model.tracker_neck
         for neck, scales in ((detector_neck, self.detector_scales), (tracker_neck, self.tracker_scales)):
             used = [layer for layer in neck.fpn_layers if layer.scale_factor >= 1]
-            for layer, scale in zip(used, scales, strict=True):
-                layer.proj2.weight.mul_(scale)
-                layer.proj2.bias.mul_(scale)
-            scales.fill_(1.0)
+            yield from zip((layer.proj2 for layer in used), scales, strict=True)
 
 
 class ScaledTracker(Tracker):
@@ -88,6 +101,12 @@ class ScaledTracker(Tracker):
 def _scale(pyramid: Pyramid, scales: Tensor) -> Pyramid:
     maps = tuple(level * scale.to(level.dtype) for level, scale in zip(pyramid.maps, scales, strict=True))
     return Pyramid(maps, pyramid.positions)
+
+
+def _multiply(layer: nn.Conv2d, factor: Tensor) -> None:
+    layer.weight.mul_(factor)
+    if layer.bias is not None:
+        layer.bias.mul_(factor)
 
 
 def _sizes(pyramid: Pyramid) -> Tensor:

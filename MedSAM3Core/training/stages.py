@@ -94,10 +94,9 @@ class DetectorStage:
         batches: BatchMaker,
         tokenize: Tokenize,
         config: StageConfig,
-        weights: LossWeights | None = None,
     ) -> None:
         self.network, self.head, self.batches, self.tokenize = network, head, batches, tokenize
-        self.config, self.weights = config, weights or LossWeights()
+        self.config, self.weights = config, LossWeights(absent=config.absent)
 
     def parameters(self) -> list[tuple[Iterable[nn.Parameter], float]]:
         """The detector, its vision transformer at its own rate, and the head."""

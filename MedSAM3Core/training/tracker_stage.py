@@ -36,12 +36,18 @@ class TrackerStage:
         tracker: What is trained, its own neck included.
         batches: Where clips are drawn from.
         config: Of the stage.
+        trained: Whether the tracker's neck is one that was trained before, and stays.
     """
 
     def __init__(
-        self, network: ConceptNetwork, tracker: Tracker, batches: BatchMaker, config: StageConfig
+        self,
+        network: ConceptNetwork,
+        tracker: Tracker,
+        batches: BatchMaker,
+        config: StageConfig,
+        trained: bool = False,
     ) -> None:
-        self.network, self.tracker, self.config = network, tracker, config
+        self.network, self.tracker, self.config, self.trained = network, tracker, config, trained
         self.clips = ClipMaker(batches, config.frames)
         self.random = batches.sampler
 
@@ -50,8 +56,9 @@ class TrackerStage:
         return [(self.tracker.parameters(), 1.0)]
 
     def prepare(self) -> None:
-        """Begin from the detector's neck, which knows the same features, brought to size again."""
-        self.tracker.neck.load_state_dict(self.network.detector.vision_encoder.neck.state_dict())
+        """Begin from the detector's neck, which knows the same features, or the tracker's own; bring it to size."""
+        if not self.trained:
+            self.tracker.neck.load_state_dict(self.network.detector.vision_encoder.neck.state_dict())
         pixels = self.clips.draw(CALIBRATION_IMAGES // self.config.frames).pixels.flatten(0, 1)
         if isinstance(self.network, ScaledNetwork):
             self.network.calibrate_tracker(self.network.trunk(pixels))

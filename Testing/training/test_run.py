@@ -8,10 +8,12 @@ import torch
 import yaml
 
 from MedSAM3Core.errors import Cancelled, InputError
+from MedSAM3Core.models.loading import load_model
 from MedSAM3Core.models.network import ConceptNetwork
 from MedSAM3Core.progress import CancelToken
 from MedSAM3Core.resources import resource_path
 from MedSAM3Core.training.config import read_config
+from MedSAM3Core.training.export import export_run
 from MedSAM3Core.training.finetune import Run, known_phrases
 from MedSAM3Core.training.optimizers import linear_weights, make_optimizers
 from MedSAM3Core.training.pack import split_of
@@ -155,6 +157,38 @@ def test_factors_bring_maps_to_size_and_vanish_into_the_neck(write_config):
     for old, new in zip(before, after, strict=True):
         for wanted, level in zip(old.maps, new.maps, strict=True):
             torch.testing.assert_close(level, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_begins_with_a_finished_model_and_its_words(write_config):
+    first = Run(read_config(write_config("first")))
+    first.train()
+    folder = export_run(first)
+    then = Run(read_config(write_config("then", start=str(folder))))
+    assert then.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+    network = load_model(folder, "cpu").network
+    pixels, tokens = torch.randn(2, 3, 32, 32), then.tokenize(["polyp", "left parotid gland"])
+    with torch.no_grad():
+        pyramids = [one.detector_pyramid(one.trunk(pixels)) for one in (network, then.network)]
+        for wanted, level in zip(pyramids[0].maps, pyramids[1].maps, strict=True):
+            torch.testing.assert_close(level, wanted, rtol=1e-4, atol=1e-4)
+        wanted, found = (
+            one.detect(pyramid, one.encode_text(*tokens))
+            for one, pyramid in zip((network, then.network), pyramids, strict=True)
+        )
+    torch.testing.assert_close(found.semantic, wanted.semantic, rtol=1e-3, atol=1e-3)
+    for layer in then.network.detector.vision_encoder.neck.fpn_layers[:3]:
+        size = layer.proj2.weight.std() * layer.proj2.weight[0].numel() ** 0.5
+        assert float(size) == pytest.approx(1, abs=1e-3), "an optimiser's steps would be too large for it"
+    then.train()
+
+
+def test_a_run_does_not_begin_with_a_model_of_other_sizes(write_config):
+    first = Run(read_config(write_config("first")))
+    folder = export_run(first)
+    sizes = first.config.architecture.model_dump() | {"queries": 6}
+    other = read_config(write_config("other", start=str(folder), architecture=sizes))
+    with pytest.raises(InputError, match=r"another architecture: .* is \(4, .* there and \(6, .* here"):
+        Run(other)
 
 
 def test_a_frozen_encoder_stays_as_it_is(write_config):
