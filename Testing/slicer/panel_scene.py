@@ -66,7 +66,14 @@ class Opened:
         button.click()
         pythonqt.process(0)
 
-    def wait(self, seconds: float = 10.0):
+    def until(self, condition, seconds: float = 60.0) -> None:
+        """Let the event loop run until something is so."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            pythonqt.process(5)
+
+    def wait(self, seconds: float = 60.0):
         """Let the event loop run until the run is over."""
         deadline = time.monotonic() + seconds
         while self.logic.isBusy and time.monotonic() < deadline:
@@ -164,6 +171,7 @@ class Clock(QtCore.QObject):
     """Measures the longest time in which the event loop did not turn.
 
     Attributes:
+        turns: How often it turned.
         longest: By the wall clock, in seconds; waiting for a busy machine's core is in it.
         longestBusy: What the window's own thread computed meanwhile, in seconds; no other process is in it.
     """
@@ -179,10 +187,12 @@ class Clock(QtCore.QObject):
         now, busy = time.perf_counter(), time.thread_time()
         self.longest = max(self.longest, now - self._last)
         self.longestBusy = max(self.longestBusy, busy - self._lastBusy)
+        self.turns += 1
         self._last, self._lastBusy = now, busy
 
     def restart(self) -> None:
         self.longest = self.longestBusy = 0.0
+        self.turns = 0
         self._last, self._lastBusy = time.perf_counter(), time.thread_time()
 
     def stop(self) -> None:

@@ -604,7 +604,11 @@ class _Pause(QtCore.QEventLoop):
 
 
 def process(milliseconds: int = 0) -> None:
-    """Let Qt's event loop run for a while."""
-    loop = _Pause()
-    loop.startTimer(milliseconds, QtCore.Qt.PreciseTimer)
-    loop.exec()
+    """Let Qt's event loop run for a while, in turns of 10 ms.
+
+    On a busy machine one turn may take long and all timers are late at its end; what they start has the others.
+    """
+    for _ in range(max(1, milliseconds // 10)):
+        loop = _Pause()
+        loop.startTimer(min(milliseconds, 10), QtCore.Qt.PreciseTimer)
+        loop.exec()

@@ -1,8 +1,8 @@
 """A worker whose library is a double: real process, real pipes and files, no model.
 
 It doubles `MedSAM3Core.inference.session` (Segmenter and Session): a voxel belongs to any concept if it is above 0. For
-tests of the panel that need a process but no inference. The concept "die" ends the process as a crash would; "slow"
-takes 20 ms a slice.
+tests of the panel that need a process but no inference. The concept "die" ends the process as a crash would;
+"endless" stays at its third slice until it is cancelled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class ThresholdSession:
         total = self.volume.geometry.shape[0]
         for k in range(total):
             meter.step("detecting", k, total)
-            if concept.phrase == "slow":
+            for _ in range(
+                3000 if concept.phrase == "endless" and k == 2 else 0
+            ):  # a minute, unless it is cancelled
+                meter.step("detecting", k, total)
                 time.sleep(0.02)
             if concept.phrase == "die" and k == 2:
                 os._exit(9)
