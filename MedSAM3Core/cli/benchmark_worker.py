@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from MedSAM3Core.cli import terminal
+from MedSAM3Core.cli import benchmark_progress, terminal
 
 if TYPE_CHECKING:
     from MedSAM3Core import Segmenter
@@ -18,15 +18,29 @@ MEGABYTE = 1_000_000
 
 
 def measure(
-    segmenter: Segmenter, volume: Volume, concepts: Sequence[Concept], model: str, device: str, repeats: int
+    segmenter: Segmenter,
+    volume: Volume,
+    concepts: Sequence[Concept],
+    model: str,
+    device: str,
+    repeats: int,
+    cycles: int,
 ) -> WorkerFigures:
-    """Measure a worker of this interpreter against ``segmenter``, the same model in this process."""
+    """Measure a worker of this interpreter against ``segmenter``, the same model in this process.
+
+    Raises:
+        Cancelled: On Ctrl-C, after the run that is under way.
+    """
     from MedSAM3Core.worker.benchmark import WorkerBenchmark
 
+    benchmark = WorkerBenchmark(volume, concepts, model, device, runs=repeats, cycles=cycles)
+    runs = f"{2 * repeats + 3} runs of {len(volume.array)} slices and {len(concepts)} concepts"
+    likely = benchmark_progress.about(sum(benchmark.expected_seconds.values()))
     terminal.notify(
-        ["The worker is measured: its costs, 10,000 damaged messages, 200 volumes; some minutes."]
+        [f"The worker is measured by {runs}, 10,000 damaged messages and {cycles} volumes: {likely}."]
     )
-    return WorkerBenchmark(volume, concepts, model, device, runs=repeats).measure(segmenter)
+    with terminal.cancel_on_interrupt() as cancel, benchmark_progress.announced() as progress:
+        return benchmark.measure(segmenter, progress, cancel)
 
 
 def as_document(figures: WorkerFigures, machine: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +51,8 @@ def as_document(figures: WorkerFigures, machine: dict[str, Any]) -> dict[str, An
 def show(figures: WorkerFigures) -> None:
     """The figures as a table beside what is wanted of them."""
     columns = [("figure", "left"), ("measured", "right"), ("wanted", "left")]
-    terminal.print_table(f"Worker on {figures.device}", columns, rows(figures))
+    title = f"Worker on {figures.device}, runs of {figures.slices} slices and {figures.concepts} concepts"
+    terminal.print_table(title, columns, rows(figures))
 
 
 def rows(figures: WorkerFigures) -> list[list[str]]:

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from MedSAM3Core.errors import Cancelled, WorkerError
-from MedSAM3Core.progress import Progress
+from MedSAM3Core.progress import CancelToken, Progress, ProgressCallback, ProgressMeter
 from MedSAM3Core.prompts import Concept
 from MedSAM3Core.segmentation import Segmentation
 from MedSAM3Core.volume.geometry import Geometry
@@ -36,8 +36,14 @@ logger = logging.getLogger(__name__)
 PINGS = 1000
 WARM_UP_CYCLES = 20
 """Allocators and caches reach their size in the first cycles; growth is counted after these."""
-_SMALL_SLICES = 4
+CANCELS = KILLS = 5
+"""How often each is tried."""
+_SMALL_SLICES = 2
 _PING_EVERY = 100
+_PAIR_S, _CYCLE_S, _START_S, _FUZZ_S, _CANCELLED_SHARE = 0.07, 0.4, 5.0, 3.0, 0.4
+"""What takes how long with the demo model on two CPU cores, in seconds: one slice and concept of a run, one small
+volume, starting with torch, the fuzzed lines; and how much of a run is over when it is cancelled. Only for the time
+left."""
 
 
 class _Segmenter(Protocol):
@@ -120,9 +126,11 @@ class Growth:
 
 @dataclass(frozen=True)
 class WorkerFigures:
-    """All figures; None for what was not asked for."""
+    """All figures, None for what was not asked for; ``slices`` and ``concepts`` are those of overhead and cancel."""
 
     device: str
+    slices: int
+    concepts: int
     start: float
     round_trip: RoundTrip
     overhead: Overhead | None
@@ -145,8 +153,7 @@ class WorkerBenchmark:
         options: Options of the session, the same in process and behind the worker.
         runs: Repetitions of each way for the overhead.
         fuzz_lines: How many lines.
-        cycles: How many volumes are opened and closed.
-        say: Told what is being measured.
+        cycles: How many volumes are opened and closed, more than `WARM_UP_CYCLES`.
     """
 
     volume: Volume
@@ -158,28 +165,66 @@ class WorkerBenchmark:
     runs: int = 5
     fuzz_lines: int = 10_000
     cycles: int = 200
-    say: Callable[[str], None] = logger.info
 
-    def measure(self, segmenter: _Segmenter | None = None) -> WorkerFigures:
-        """Measure everything; ``segmenter`` is the same model in this process, None leaves the overhead out."""
+    @property
+    def expected_seconds(self) -> dict[str, float]:
+        """Part to what it takes with the demo model on two CPU cores."""
+        run = _PAIR_S * self.volume.geometry.shape[0] * len(self.concepts)
+        return {
+            "start and first run": 2 * _START_S + run,
+            "in process and behind the worker": (2 * self.runs + 1) * run,
+            "cancel": (1 + CANCELS * _CANCELLED_SHARE) * run,
+            "fuzzed lines": _FUZZ_S,
+            "open, segment, close": self.cycles * _CYCLE_S,
+            "killed worker": (KILLS + 2) * _START_S,
+        }
+
+    def measure(
+        self,
+        segmenter: _Segmenter | None = None,
+        progress: ProgressCallback | None = None,
+        cancel: CancelToken | None = None,
+    ) -> WorkerFigures:
+        """Measure everything.
+
+        Args:
+            segmenter: The same model in this process; None leaves the overhead out.
+            progress: Receives reports between two runs.
+            cancel: Looked at between two runs.
+
+        Raises:
+            Cancelled: If the token was cancelled.
+        """
+        expected = self.expected_seconds
+        if segmenter is None:
+            del expected["in process and behind the worker"]
+        meter = ProgressMeter(progress, cancel, expected)
         with tempfile.TemporaryDirectory() as folder, self._client(Path(folder)) as client:
-            self.say("start")
+            meter.step("start and first run", 0, 1)
             started = time.perf_counter()
             hello = client.start().result()
             start = time.perf_counter() - started
-            self._open(client).close()  # the model is loaded once, and not part of any figure
-            self.say("round trip")
+            # The model is loaded and warm from here on; neither is part of any figure.
+            part, concept = self._part(self._segment(self._open(client)))
+            meter.step("start and first run", 1, 1)
             round_trip = measure_round_trip(client)
-            overhead = self._overhead(client, segmenter) if segmenter is not None else None
-            self.say("cancel")
-            cancel = self._cancel(client)
-            self.say("fuzzed lines")
-            fuzz = self._fuzz(client)
-            self.say("open, segment, close")
-            growth = self._growth(client, Path(folder))
-            self.say("killed worker")
-            death = self._death(client)
-        return WorkerFigures(hello.device, start, round_trip, overhead, cancel, death, fuzz, growth)
+            overhead = self._overhead(client, segmenter, meter) if segmenter is not None else None
+            cancelled = self._cancel(client, meter)
+            fuzz = self._fuzz(client, part, concept, meter)
+            growth = self._growth(client, part, concept, Path(folder), meter)
+            death = self._death(client, part, concept, meter)
+        shape = (self.volume.geometry.shape[0], len(self.concepts))
+        return WorkerFigures(
+            hello.device, *shape, start, round_trip, overhead, cancelled, death, fuzz, growth
+        )
+
+    def _part(self, found: Sequence[Segmentation]) -> tuple[Volume, Concept]:
+        """A few slices, and a concept of which something is there, so that small runs too bring a mask back."""
+        largest = max(found, key=lambda one: one.voxels)
+        middle = None
+        if largest.extent is not None:
+            middle = largest.extent.k[0] + int(largest.mask.sum((1, 2)).argmax())
+        return small(self.volume, middle=middle), largest.concept
 
     def _client(self, folder: Path) -> WorkerClient:
         return WorkerClient(self.command, temporary=folder)
@@ -188,18 +233,22 @@ class WorkerBenchmark:
         options = self.options or {}
         return client.open(volume or self.volume, model=self.model, device=self.device, **options)
 
-    def _overhead(self, client: WorkerClient, segmenter: _Segmenter) -> Overhead:
+    def _overhead(self, client: WorkerClient, segmenter: _Segmenter, meter: ProgressMeter) -> Overhead:
         options = self.options or {}
         worker = psutil.Process(client.start().result().pid)
         inside: list[tuple[float, float]] = []
         behind: list[tuple[float, float]] = []
-        for run in range(self.runs + 1):
-            self.say(f"in process and behind the worker, {run} of {self.runs}")
-            one = _seconds_of([], lambda: self._segment(segmenter.open(self.volume, **options)))
-            other = _seconds_of([worker], lambda: self._segment(self._open(client)))
-            if run:  # the first of each warms up
-                inside.append(one)
-                behind.append(other)
+        part, total = "in process and behind the worker", 2 * self.runs + 1
+        meter.step(part, 0, total)
+        self._segment(
+            segmenter.open(self.volume, **options)
+        )  # warms up, as the first run behind the worker did
+        for run in range(self.runs):
+            meter.step(part, 2 * run + 1, total)
+            inside.append(_seconds_of([], lambda: self._segment(segmenter.open(self.volume, **options))))
+            meter.step(part, 2 * run + 2, total)
+            behind.append(_seconds_of([worker], lambda: self._segment(self._open(client))))
+        meter.step(part, total, total)
         medians = [statistics.median(times) for way in (inside, behind) for times in zip(*way, strict=True)]
         return Overhead(medians[0], medians[2], medians[1], medians[3], self.runs)
 
@@ -207,19 +256,23 @@ class WorkerBenchmark:
         with closing(session):
             return session.segment_many(list(self.concepts))
 
-    def _cancel(self, client: WorkerClient, repeats: int = 5) -> CancelLatency:
+    def _cancel(self, client: WorkerClient, meter: ProgressMeter) -> CancelLatency:
+        meter.step("cancel", 0, CANCELS + 1)
         with self._open(client) as session:
             whole = _seconds(lambda: session.segment_many(list(self.concepts)))
         times: list[float] = []
-        for _ in range(repeats):
+        for number in range(CANCELS):
+            meter.step("cancel", number + 1, CANCELS + 1)
             with self._open(client) as session:
                 times.append(_cancel_once(session, list(self.concepts)))
+        meter.step("cancel", CANCELS + 1, CANCELS + 1)
         slices = self.volume.geometry.shape[0]
         return CancelLatency(statistics.median(times), max(times), whole / slices)
 
-    def _fuzz(self, client: WorkerClient) -> Fuzz:
-        with self._open(client, small(self.volume)) as session:
-            before = session.segment(self.concepts[0])
+    def _fuzz(self, client: WorkerClient, part: Volume, concept: Concept, meter: ProgressMeter) -> Fuzz:
+        meter.step("fuzzed lines", 0, 1)
+        with self._open(client, part) as session:
+            before = session.segment(concept)
             connection = client.current
             assert connection is not None
             started = time.perf_counter()
@@ -234,25 +287,27 @@ class WorkerBenchmark:
                 survived = False
             seconds = time.perf_counter() - started
             survived = survived and client.current is connection
-            same = survived and np.array_equal(
-                before.to_array(), session.segment(self.concepts[0]).to_array()
-            )
+            same = survived and np.array_equal(before.to_array(), session.segment(concept).to_array())
+        meter.step("fuzzed lines", 1, 1)
         return Fuzz(self.fuzz_lines, seconds, survived, same)
 
-    def _growth(self, client: WorkerClient, folder: Path) -> Growth:
-        volume = small(self.volume)
+    def _growth(
+        self, client: WorkerClient, part: Volume, concept: Concept, folder: Path, meter: ProgressMeter
+    ) -> Growth:
         worker = psutil.Process(client.start().result().pid)
         sizes: list[tuple[int, int]] = []
         opened_before = (0, 0)
         started = time.perf_counter()
         for cycle in range(self.cycles):
-            with self._open(client, volume) as session:
-                session.segment(self.concepts[0])
+            meter.step("open, segment, close", cycle, self.cycles)
+            with self._open(client, part) as session:
+                session.segment(concept)
             if cycle == WARM_UP_CYCLES:
                 opened_before = _descriptors_at_rest(client, worker)
             if cycle >= WARM_UP_CYCLES:
                 sizes.append((worker.memory_info().rss, psutil.Process().memory_info().rss))
         seconds = (time.perf_counter() - started) / self.cycles
+        meter.step("open, segment, close", self.cycles, self.cycles)
         opened_after = _descriptors_at_rest(client, worker)
         files = sum(path.is_file() and path.name != "lock" for path in folder.rglob("*"))
         tenth = max(1, len(sizes) // 10)
@@ -264,10 +319,10 @@ class WorkerBenchmark:
         opened = [after - before for after, before in zip(opened_after, opened_before, strict=True)]
         return Growth(self.cycles, seconds, grown[0], grown[1], opened[0], opened[1], files)
 
-    def _death(self, client: WorkerClient, repeats: int = 5) -> Death:
+    def _death(self, client: WorkerClient, part: Volume, concept: Concept, meter: ProgressMeter) -> Death:
         noticed = []
-        next_call = 0.0
-        for _ in range(repeats):
+        for number in range(KILLS):
+            meter.step("killed worker", number, KILLS + 2)
             pid = client.start().result().pid
             connection = client.current
             assert connection is not None
@@ -275,9 +330,11 @@ class WorkerBenchmark:
             os.kill(pid, 9)
             connection.gone.wait(10)
             noticed.append(time.perf_counter() - killed)
-        with self._open(client, small(self.volume)) as session:
+        meter.step("killed worker", KILLS, KILLS + 2)
+        with self._open(client, part) as session:
             os.kill(client.start().result().pid, 9)
-            next_call = _seconds(lambda: _until_it_works(session, self.concepts[0]))
+            next_call = _seconds(lambda: _until_it_works(session, concept))
+        meter.step("killed worker", KILLS + 2, KILLS + 2)
         return Death(statistics.median(noticed), max(noticed), next_call)
 
 
@@ -298,9 +355,11 @@ def measure_round_trip(client: WorkerClient, count: int = PINGS) -> RoundTrip:
     return RoundTrip(times[count // 2], times[int(count * 0.95)])
 
 
-def small(volume: Volume, slices: int = _SMALL_SLICES) -> Volume:
-    """The middle slices of a volume, where they are."""
-    first = max(0, (volume.geometry.shape[0] - slices) // 2)
+def small(volume: Volume, slices: int = _SMALL_SLICES, middle: int | None = None) -> Volume:
+    """Some slices of a volume around ``middle``, by default those in its middle, where they are."""
+    count = volume.geometry.shape[0]
+    wanted = (count if middle is None else 2 * middle + 1) - slices
+    first = max(0, min(wanted // 2, count - slices))
     array = volume.array[first : first + slices]
     affine = volume.geometry.ijk_to_ras.copy()
     affine[:, 3] = affine @ np.array([0, 0, first, 1.0])

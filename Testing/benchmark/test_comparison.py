@@ -21,9 +21,11 @@ from MedSAM3Core.benchmark.subject import (
     stack,
     synthetic_model,
 )
+from MedSAM3Core.cli.benchmark_compare import scan_lengths
 from MedSAM3Core.concepts import resolve
 from MedSAM3Core.errors import InputError
 from MedSAM3Core.inference.session import Segmenter
+from MedSAM3Core.progress import Progress
 from MedSAM3Core.training.architecture import Architecture, build_model
 from MedSAM3Core.volume.volume import Volume
 
@@ -156,6 +158,28 @@ def test_modes_are_compared_with_the_thorough_one(subject: Subject) -> None:
 
 
 def test_a_scan_grows_by_air(subject: Subject) -> None:
-    runs = studies.grow_scan(subject, [SLICES, 6], SLICES)
+    reports: list[Progress] = []
+    runs = studies.grow_scan(subject, [SLICES, 6], SLICES, progress=reports.append)
     assert [one["slices"] for one in runs] == [SLICES, 6]
     assert runs[1]["work"]["slices"] == 6, "with random weights everything is found everywhere"
+    assert list(dict.fromkeys(one.stage for one in reports)) == ["thorough", "3 slices", "6 slices"]
+    assert reports[-1].fraction == pytest.approx(1)
+    assert [one.fraction for one in reports] == sorted(one.fraction for one in reports)
+    assert runs[0]["air_scores"] == [0.0, 0.0], "there is no air beside the object alone"
+    assert all(score > 0 for score in runs[1]["air_scores"])
+
+
+def test_it_is_said_when_a_model_sees_something_in_air() -> None:
+    alone = {"air_scores": [0.0, 0.0], "closely_from": 0.4}
+    longer = {"air_scores": [0.67, 0.2], "closely_from": 0.4}
+    assert studies.notices([alone], ["brainstem", "liver"]) == []
+    (notice,) = studies.notices([alone, longer, longer], ["brainstem", "liver"])
+    assert "brainstem 0.67" in notice
+    assert "liver" not in notice
+
+
+def test_scans_grow_up_to_the_longest() -> None:
+    assert scan_lengths(80, 600) == [80, 100, 300, 600]
+    assert scan_lengths(100, 2000) == [100, 300, 600, 2000]
+    assert scan_lengths(80, 250) == [80, 100, 250]
+    assert scan_lengths(700, 600) == [700]
