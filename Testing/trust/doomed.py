@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 BRIGHT = 100
+NO_STRANGERS = 77
+"""Exit code where root may become nobody else, as in a container with one user."""
 
 
 def die(*_: object, **__: object) -> None:
@@ -250,8 +252,11 @@ def disk(stage: str, folder: Path, limit: str) -> int:
 
     write = writers.WRITERS[stage](folder)
     if limit == "closed":
-        os.setgid(65534)
-        os.setuid(65534)
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+        except OSError:
+            return NO_STRANGERS
     elif limit != "none":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     try:

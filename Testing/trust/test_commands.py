@@ -144,11 +144,12 @@ class _Segmenter(BrightSegmenter):
 )
 def test_it_runs_as_it_stands(place: Path, command: str, capfd: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command)[1:]
-    words = [
-        re.sub(r"^\d+(?:,\d+){4}", "2,1,1,8,8", word) if re.match(r"\d+(,\d+){4}(,[+-])?$", word) else word
-        for word in words
-    ]
-    words = ["2,5,4" if re.match(r"\d+,\d+,\d+$", word) else word for word in words]  # within the small image
+    for numbers, inside in (
+        (r"\d+(?:,\d+){4}", "2,1,1,8,8"),
+        (r"\d+,\d+,\d+", "2,5,4"),
+    ):  # within the small image
+        pattern = rf"^((?:[^=]+=)?){numbers}(?=(?:,[+-])?$)"
+        words = [re.sub(pattern, rf"\g<1>{inside}", word) for word in words]
     if "--resume" in words:
         main([word for word in words if word != "--resume"])
     code = main(words)

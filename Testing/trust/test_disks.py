@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from acting import Acts
+from doomed import NO_STRANGERS
 from writers import FORMER, WRITERS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="file size limits and users are POSIX's")
@@ -66,7 +68,10 @@ def test_a_folder_of_somebody_else(acts: Acts, tmp_path: Path, kind: str) -> Non
         place.chmod(place.stat().st_mode | 0o055)
     if kind == "batch":
         there = set()
-    check(acts.run("disk", kind, folder, "closed"), folder, kind, there)
+    done = acts.run("disk", kind, folder, "closed")
+    if done.code == NO_STRANGERS:
+        pytest.skip("this container has one user only")
+    check(done, folder, kind, there)
 
 
 @pytest.mark.parametrize("stage", ["full", "gone"])
@@ -81,7 +86,7 @@ def small_disk(tmp_path: Path):
     place = tmp_path / "small"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk needs root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=False)

@@ -61,6 +61,7 @@ class Hub:
     def __init__(self, content: bytes) -> None:
         asked: list[str] = []
         self.asked = asked
+        digest = hashlib.sha256(content).hexdigest()
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *_: object) -> None:
@@ -82,7 +83,7 @@ class Hub:
             def _head(self, part: bytes, start: int = 0) -> None:
                 self.send_response(206 if start else 200)
                 self.send_header("X-Repo-Commit", "0" * 40)
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("ETag", f'"{digest}"')
                 self.send_header("Content-Length", str(len(part)))
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

@@ -62,8 +62,11 @@ def _segmentation(suffix: str) -> Callable[[Path], Write]:
 
 
 def _overlay(folder: Path) -> Write:
+    from PIL import Image
+
     from MedSAM3Core.cli.files import write_overlay
 
+    Image.init()  # imports its formats now: a stranger may not be able to read them
     volume = _noise()
     found = _found(volume)
     return lambda: write_overlay(folder / "over.png", volume, found)
