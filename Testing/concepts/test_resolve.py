@@ -160,7 +160,7 @@ def test_letters_beyond_english_get_a_notice() -> None:
     assert "English" in resolve("schilddrüse").notices[0]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.text(max_size=60))
 @example("İstanbul")
 @example("ﬁbula")
@@ -179,14 +179,14 @@ def test_any_text_is_a_concept_or_a_prompt_error_and_resolving_twice_changes_not
     assert all(0 <= channel <= 255 for channel in concept.colour)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.permutations(["left", "lower", "lobe"]), st.sampled_from([" ", "_", ", ", " - "]), st.booleans())
 def test_order_case_and_punctuation_do_not_matter(words: list[str], between: str, upper: bool) -> None:
     text = between.join(words)
     assert resolve(text.upper() if upper else text).phrase == "left lower lobe"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(terminology().terms)), st.sampled_from(["the {}", "{}.", " {} ", "{} please"]))
 def test_every_canonical_phrase_stands_for_itself(phrase: str, frame: str) -> None:
     assert resolve(frame.format(phrase)).phrase == phrase

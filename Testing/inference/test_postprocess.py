@@ -72,7 +72,7 @@ def test_box_nms() -> None:
     assert box_nms(boxes, torch.tensor([[0.5, 0.9, 0.1, 0.2]]), 0.5).tolist() == [[False, True, True, True]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(0, 6), st.floats(0.3, 0.8))
 def test_holes_are_filled_by_their_definition(seed: int, largest: int, density: float) -> None:
     mask = np.random.default_rng(seed).random((2, 7, 8)) < density
@@ -85,7 +85,7 @@ def test_holes_are_filled_by_their_definition(seed: int, largest: int, density: 
     assert np.array_equal(fill_holes(mask, largest), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(0, 9), st.floats(0.02, 0.3))
 def test_islands_are_removed_by_their_definition(seed: int, smallest: int, density: float) -> None:
     mask = np.random.default_rng(seed).random((4, 6, 6)) < density

@@ -81,7 +81,7 @@ def test_two_clicks_on_a_slice_make_a_box_on_it(ct):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     low=st.tuples(*[st.integers(0, 9)] * 3),
     size=st.tuples(*[st.integers(1, 10)] * 3),

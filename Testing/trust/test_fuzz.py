@@ -9,7 +9,7 @@ from pathlib import Path
 import fuzz
 import pytest
 from fuzz_inputs import KINDS, Case, Seed, plan, seeds, write_case
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import damage_bytes
 
@@ -28,7 +28,7 @@ def test_damaged_files_are_read_or_refused_in_a_sentence() -> None:
     assert {r.verdict for r in results} == set(fuzz.FINE)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250)
 @given(kind=st.sampled_from([k for k in KINDS if k != "checkpoint"]), number=st.integers(0, 10**6))
 def test_any_damage_ends_in_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, kind: str, number: int

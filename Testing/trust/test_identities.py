@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "inference"))
@@ -53,7 +53,7 @@ def scene(slices: int, seed: int) -> np.ndarray:
     return array
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15)
 @given(geometry=geometries(), seed=st.integers(0, 2**32 - 1), suffix=st.sampled_from(["seg.nrrd", "nii.gz"]))
 def test_read_segment_write_and_read_back_is_the_identity_on_voxels(
     geometry: tuple[int, np.ndarray], seed: int, suffix: str

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedSAM3Core.errors import VolumeError
@@ -16,8 +16,6 @@ from MedSAM3Core.segmentation import Segmentation
 from MedSAM3Core.volume import Volume, read_volume
 from MedSAM3Core.volume.reference import read_segmentation
 from MedSAM3Core.volume.writing import write_segmentations
-
-QUIET = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -33,7 +31,7 @@ def grids(draw: st.DrawFn) -> tuple[tuple[int, int, int], np.ndarray]:
     return shape, affine
 
 
-@QUIET
+@settings(max_examples=30)
 @given(
     grid=grids(),
     seed=st.integers(0, 2**32 - 1),
@@ -114,7 +112,7 @@ def damaged(data: bytes, damage: list[tuple[str, float, int]]) -> bytes:
     return bytes(content)
 
 
-@settings(QUIET, max_examples=150)
+@settings(max_examples=150)
 @given(which=st.integers(0, 4), damage=damages())
 def test_damaged_files_end_in_one_sentence(
     seeds: list[tuple[str, bytes]], which: int, damage: list[tuple[str, float, int]]
