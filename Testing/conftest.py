@@ -27,6 +27,8 @@ _WAYS_OUT = (
 _OURS = tuple(name for name in os.environ if name.startswith("MEDSAM3_"))
 for _name in (*_WIDTHS_AND_COLOURS, *_WAYS_OUT, *_OURS):
     os.environ.pop(_name, None)
+# The number of cores decides the order of sums, and tiny networks on several threads spend their time waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile(
     "repeatable",
