@@ -152,7 +152,8 @@ class Runner:
             detected, run.accepted, run.tracks, s.propagation_weight, lone=self.clip is not None
         )
         fused = fusion.fill_between(fused, self.fine)
-        run.probabilities = fusion.smooth_along_axis(fused, s.smoothing_mm / self.plan.spacing[0])
+        sigma = min(self.policy.smoothing_slices, s.smoothing_mm / self.plan.spacing[0])
+        run.probabilities = fusion.smooth_along_axis(fused, sigma)
 
     @property
     def fine(self) -> int:

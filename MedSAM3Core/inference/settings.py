@@ -40,12 +40,14 @@ class InferenceSettings:
         propagation_weight: Weight of the propagated against the detected probability, 0..1.
         refine_weight: Weight of what is propagated from a user's anchor, on the slice next to it, against what
             was there before; it falls to ``propagation_weight`` at the next anchor.
+        follow_share: Share of the score threshold from which the detector, where the policy lets it follow a user's
+            slice, goes on to the next.
         reach_mm: How far a user's anchor may reach where no other anchor follows, in mm.
         rebase: Let propagation start anew from its own answer where the tracker's training clips would have ended.
         end_score: Object score (probability) under which the tracker's object has ended.
         end_area_share: Share of the anchor's area under which the object has ended.
-        smoothing_mm: Standard deviation of a Gaussian along the axis over the probabilities, in mm; 0 is
-            none.
+        smoothing_mm: Most mm that the standard deviation of the policy's smoothing along the axis may span; 0 smooths
+            nothing.
         island_share: Islands smaller than this share of the largest are dropped.
         hole_share: Holes in a slice smaller than this share of the slice's mask are filled.
         tiles: Whether a single large image is cut into tiles: "auto" where it has many tiles' size and what is looked
@@ -79,18 +81,19 @@ class InferenceSettings:
     synonyms: bool = True
     agreement_mm: float = 4.0
     sure_share: float = 0.8
-    low_share: float = 0.5
+    low_share: float = 0.9
     exemplars: bool = False
     propagate: bool = True
     anchor_share: float = 0.8
     anchor_spacing_mm: float = 12.0
     propagation_weight: float = 0.3
     refine_weight: float = 0.9
+    follow_share: float = 0.5
     reach_mm: float = 60.0
     rebase: bool = False
     end_score: float = 0.5
     end_area_share: float = 0.08
-    smoothing_mm: float = 0.0
+    smoothing_mm: float = 4.0
     island_share: float = 0.02
     hole_share: float = 0.02
     tiles: Literal["auto", "on", "off"] = "auto"
@@ -141,6 +144,7 @@ _PRESETS = {
         synonyms=False,
         agreement_mm=0.0,
         low_share=1.0,
+        smoothing_mm=0.0,
         island_share=0.0,
         hole_share=0.0,
     ),

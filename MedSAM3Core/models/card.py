@@ -62,6 +62,8 @@ class Policy(_Frozen):
             lets its memory reach as far as its configuration says.
         follow: What carries a slice that a user has settled to its neighbours: the "tracker", or the "detector", asked
             with the box of the slice before, for a model whose tracker is weak.
+        smoothing_slices: Standard deviation, in slices, of a Gaussian along the axis over the probabilities of the
+            slices that were accepted, for a model whose neighbouring slices disagree; 0 leaves each as it is.
         ct_window: Window that every CT is shown in when the user asks for none, by name or "WIDTH,LEVEL", for a model
             that was trained on one; None chooses by concept.
     """
@@ -80,6 +82,7 @@ class Policy(_Frozen):
     clip_policy: Literal["window", "slice"] = "window"
     tracker_frames: int | None = Field(default=None, gt=2)
     follow: Literal["tracker", "detector"] = "tracker"
+    smoothing_slices: float = Field(default=0.0, ge=0)
     ct_window: str | None = None
 
     @property

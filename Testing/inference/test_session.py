@@ -224,6 +224,29 @@ def test_each_slice_on_its_own_when_the_policy_says_so() -> None:
     assert model.tracker.steps == 0
 
 
+@pytest.mark.parametrize(
+    ("slices", "thickness", "settings", "mended"),
+    [
+        (1.5, 2.0, {}, True),
+        (0.0, 2.0, {}, False),
+        (1.5, 2.0, {"smoothing_mm": 0.0}, False),
+        (1.5, 12.0, {}, False),  # neighbours 12 mm away say little of a slice
+    ],
+)
+def test_neighbouring_slices_outvote_one_where_the_policy_smooths(
+    slices: float, thickness: float, settings: dict, mended: bool
+) -> None:
+    policy = Policy(score_rule="presence", propagation="none", smoothing_slices=slices)
+    model = BrightModel(card=ModelCard(name="uneven", recommended=policy))
+    array = phantom_array()
+    lost = BRIGHT[12] & (np.arange(SHAPE[1]) < 18)[:, None]
+    array[12][lost] = array[0, 0, 0]
+    with Segmenter(model).open(phantom(array, axial_affine((1, 1, thickness))), **settings) as session:
+        found = session.segment(concept("bright thing")).to_array()
+    assert lost.sum() > 50
+    assert found[12][lost].mean() == pytest.approx(1.0 if mended else 0.0, abs=0.1)
+
+
 def test_other_settings_share_the_features(model: BrightModel) -> None:
     with Segmenter(model).open(phantom(), mode="thorough", precision="float32") as session:
         session.segment(concept("bright thing"))
