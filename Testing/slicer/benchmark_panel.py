@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "MedSAM3Slicer"))
 
 import numpy as np  # noqa: E402
 import pythonqt  # noqa: E402
+import slicer  # noqa: E402
 from mrml_scene import Application, result  # noqa: E402
 from panel_scene import Clock, NoCommand, Opened  # noqa: E402
 from sample_volume import loadSample  # noqa: E402
@@ -89,6 +90,54 @@ def writeThreeWays(application, writer, volume, found):
     )
     application.scene.RemoveNode(node)
     return seconds
+
+
+def writeUnderMasks(repeats):
+    """A new segment of a 300x512x512 volume beside another one, under what the user can set in the segment editor."""
+    application = Application()
+    volume = application.addVolume(np.zeros(SHAPE, np.int16), (0.7, 0.7, 1.5))
+    writer = SegmentWriter(application.scene, application.editorLogic, LogicHistory(application.editorLogic))
+    editor, modes = application.editorNode, slicer.vtkMRMLSegmentationNode
+    neighbour, unmasked = result(volume, organ(0.6), "neighbour"), modes.EditAllowedEverywhere
+    settings = {
+        "inside a segment": (modes.EditAllowedInsideSingleSegment, False, editor.OverwriteNone),
+        "outside all segments": (modes.EditAllowedOutsideAllSegments, False, editor.OverwriteNone),
+        "in an intensity range": (unmasked, True, editor.OverwriteNone),
+        "overwriting": (unmasked, False, editor.OverwriteAllSegments),
+    }
+    editor.SetSourceVolumeIntensityMaskRange(-100, 100)
+    for label, fraction in (("liver-sized", 0.4), ("body-sized", 0.9)):
+        found = result(volume, organ(fraction), "organ")
+        for name, (mode, byIntensity, overwriting) in settings.items():
+            times = {"write-back": [], "ModifySegmentByLabelmap alone": []}
+            for _ in range(repeats):
+                for way, seconds in times.items():
+                    editor.SetMaskMode(unmasked)
+                    editor.SetSourceVolumeIntensityMask(False)
+                    editor.SetOverwriteMode(editor.OverwriteNone)
+                    node = writer.createNode(volume)
+                    (beside,) = writer.write(node, volume, [neighbour])
+                    editor.SetMaskMode(mode)
+                    editor.SetMaskSegmentID(beside.segmentId)
+                    editor.SetSourceVolumeIntensityMask(byIntensity)
+                    editor.SetOverwriteMode(overwriting)
+                    seconds.append(writeOneWay(application, writer, node, volume, found, way))
+                    application.scene.RemoveNode(node)
+            for way, seconds in times.items():
+                show(f"{way}, {name}, {label}", seconds)
+    application.close()
+
+
+def writeOneWay(application, writer, node, volume, found, way):
+    """Seconds of a new segment: ours with all that belongs to it, or the change of voxels by the logic only."""
+    if way == "write-back":
+        ready = [makeReady(found)]
+        return timed(lambda: list(writer.writeSteps(node, volume, [found], ready=ready)))
+    image, logic = cropImage(found, volume), application.editorLogic
+    segmentId = node.GetSegmentation().AddEmptySegment("organ", "organ")
+    return timed(
+        lambda: logic.ModifySegmentByLabelmap(node, segmentId, image, logic.ModificationModeSet, False, False)
+    )
 
 
 def stalls(repeats):
@@ -192,6 +241,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     writeBack(options.repeats)
+    writeUnderMasks(options.repeats)
     stalls(options.repeats)
     manySegments()
     if options.model:

@@ -10,7 +10,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from MedSAM3SlicerLib.adapter.segments import BINARY_LABELMAP
+from MedSAM3SlicerLib.adapter.labelmaps import BINARY_LABELMAP
 
 _PORTION_VOXELS = 4_000_000  # about 2 ms
 

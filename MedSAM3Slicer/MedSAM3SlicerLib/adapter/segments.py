@@ -22,11 +22,18 @@ from MedSAM3Core.segmentation import Extent, Provenance, Segmentation
 from MedSAM3Core.volume.geometry import Geometry
 from MedSAM3SlicerLib.adapter import hierarchy, provenance
 from MedSAM3SlicerLib.adapter.history import NoHistory, UndoHistory
+from MedSAM3SlicerLib.adapter.labelmaps import (
+    BINARY_LABELMAP,
+    extentOf,
+    referenceGrid,
+    segmentsIn,
+    sharesItsLabelmap,
+    voxelsOf,
+)
+from MedSAM3SlicerLib.adapter.masking import isRestricted, maskedWrite
 from MedSAM3SlicerLib.adapter.matrices import ijkToNode, nodeToWorld, toMatrix
 from MedSAM3SlicerLib.adapter.volumes import ijkToWorld
 from MedSAM3SlicerLib.terminology import applyTerminology
-
-BINARY_LABELMAP = "Binary labelmap"
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,19 @@ class _Prepared:
     segmentId: str
     resampled: bool
     ready: Ready
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a segment holds after a write.
+
+    Attributes:
+        mark: `provenance.fingerprint`, or None where it has to be read back.
+        volumeMl: Millilitres.
+    """
+
+    mark: str | None
+    volumeMl: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,16 +241,16 @@ class SegmentWriter:
     ) -> WrittenSegment:
         segmentId = item.segmentId or self._addSegment(node, item.segmentation.concept)
         segment = node.GetSegmentation().GetSegment(segmentId)
-        asItIs = self._setImage(node, segmentId, item) and not item.resampled
-        provenance.writeProvenance(segment, item.segmentation, item.ready.mark)
-        if not asItIs:
+        held = self._setImage(node, segmentId, item)
+        provenance.writeProvenance(segment, item.segmentation, held.mark or item.ready.mark)
+        if held.mark is None:
             markAsWritten(node, segmentId, volumeNode)
         self._writtenAt[(node.GetID(), segmentId)] = _labelmapStamp(segment)
         return WrittenSegment(
             segmentId,
             segment.GetName(),
             bool(item.segmentId),
-            item.ready.volumeMl,
+            held.volumeMl,
             item.segmentation.score,
         )
 
@@ -245,26 +265,42 @@ class SegmentWriter:
         segmentation.AddSegment(segment, segmentId)
         return segmentId
 
-    def _setImage(self, node: slicer.vtkMRMLSegmentationNode, segmentId: str, item: _Prepared) -> bool:
+    def _setImage(self, node: slicer.vtkMRMLSegmentationNode, segmentId: str, item: _Prepared) -> _Held:
         """Set the segment to exactly the image, within the user's masks, cutting out of neighbours only if told to.
-
-        Returns whether no mask was in force.
 
         Without masks, with overlaps allowed and a labelmap of its own, the segment takes the image's voxels over as
         they are. (Measured in turns on 120x205x205 voxels: `SetBinaryLabelmapToSegment` takes several times as long,
         `ModifySegmentByLabelmap` tens of times; docs/benchmarks.md.)
         """
-        logic, image = self._editorLogic, item.image
-        if image is None:
+        if isRestricted(self._editorLogic.GetSegmentEditorNode()):
+            return self._setMasked(node, segmentId, item)
+        if item.image is None:
             node.GetSegmentation().ClearSegment(segmentId)
-            return True
-        if self._isUnmasked():
-            _replaceImage(node, segmentId, image, isTight=not item.resampled)
-            return True
-        if logic.GetSegmentEditorNode().GetSourceVolumeIntensityMask():
-            image = _padded(image, node)  # the logic compares it with the whole source volume
-        logic.ModifySegmentByLabelmap(node, segmentId, image, logic.ModificationModeSet, False, False)
-        return False
+        else:
+            _replaceImage(node, segmentId, item.image, isTight=not item.resampled)
+        return _Held(None if item.resampled else item.ready.mark, item.ready.volumeMl)
+
+    def _setMasked(self, node: slicer.vtkMRMLSegmentationNode, segmentId: str, item: _Prepared) -> _Held:
+        editorNode = self._editorLogic.GetSegmentEditorNode()
+        reckoned = maskedWrite(editorNode, node, segmentId, item.image)
+        if reckoned is None:
+            _setByLogic(self._editorLogic, node, segmentId, item.image)
+            return _Held(None, volumeMlOf(node, segmentId))
+        if reckoned.image is None:
+            node.GetSegmentation().ClearSegment(segmentId)
+        else:
+            reckoned.cutOutOfNeighbours()
+            _replaceImage(node, segmentId, reckoned.image, isTight=True)
+        if item.resampled:
+            return _Held(None, volumeMlOf(node, segmentId))
+        if reckoned.image is item.image:
+            return _Held(item.ready.mark, item.ready.volumeMl)
+        extent = extentOf(reckoned.image) if reckoned.image is not None else None
+        voxels = np.count_nonzero(reckoned.mask)
+        return _Held(
+            provenance.fingerprint(extent, reckoned.mask),
+            voxels * item.segmentation.geometry.voxel_volume_ml,
+        )
 
     def wasEdited(
         self, node: slicer.vtkMRMLSegmentationNode, segmentId: str, volumeNode: slicer.vtkMRMLVolumeNode
@@ -282,13 +318,25 @@ class SegmentWriter:
             segment
         )
 
-    def _isUnmasked(self) -> bool:
-        editorNode = self._editorLogic.GetSegmentEditorNode()
-        return (
-            editorNode.GetOverwriteMode() == editorNode.OverwriteNone
-            and editorNode.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
-            and not editorNode.GetSourceVolumeIntensityMask()
-        )
+
+def _setByLogic(
+    logic: slicer.vtkSlicerSegmentEditorLogic,
+    node: slicer.vtkMRMLSegmentationNode,
+    segmentId: str,
+    image: slicer.vtkOrientedImageData | None,
+) -> None:
+    """The segment editor logic's own way; on the whole grid, or it forgets what masks protect beside the image."""
+    editorNode = logic.GetSegmentEditorNode()
+    selected, isSilent = editorNode.GetSelectedSegmentID(), editorNode.GetDisableModifiedEvent()
+    editorNode.SetDisableModifiedEvent(True)  # the user's selection is the same afterwards
+    editorNode.SetSelectedSegmentID(segmentId)  # the one that no mask protects from a change
+    try:
+        whole = _onWholeGrid(image, node)
+        if whole is not None:
+            logic.ModifySegmentByLabelmap(node, segmentId, whole, logic.ModificationModeSet, False, False)
+    finally:
+        editorNode.SetSelectedSegmentID(selected)
+        editorNode.SetDisableModifiedEvent(isSilent)
 
 
 def _replaceImage(
@@ -298,19 +346,13 @@ def _replaceImage(
     segmentation = node.GetSegmentation()
     segment = segmentation.GetSegment(segmentId)
     labelmap = segment.GetRepresentation(BINARY_LABELMAP)
-    if labelmap is None or not isTight or _sharesItsLabelmap(segmentation, segmentId):
+    if labelmap is None or not isTight or sharesItsLabelmap(segmentation, segmentId):
         modules = slicer.vtkSlicerSegmentationsModuleLogic
         modules.SetBinaryLabelmapToSegment(image, node, segmentId, modules.MODE_REPLACE)
         return
     segment.SetLabelValue(1)
     labelmap.ShallowCopy(image)
     labelmap.Modified()
-
-
-def _sharesItsLabelmap(segmentation: slicer.vtkSegmentation, segmentId: str) -> bool:
-    own = segmentation.GetSegment(segmentId).GetRepresentation(BINARY_LABELMAP)
-    others = (segmentation.GetNthSegment(n) for n in range(segmentation.GetNumberOfSegments()))
-    return sum(other.GetRepresentation(BINARY_LABELMAP) is own for other in others) > 1
 
 
 def _labelmapStamp(segment: slicer.vtkSegment) -> int:
@@ -322,8 +364,7 @@ def _labelmapStamp(segment: slicer.vtkSegment) -> int:
 def segmentIdsOf(segmentationNode: slicer.vtkMRMLSegmentationNode, phrase: str) -> list[str]:
     """IDs of the segments that this module made for the phrase, in the segmentation's order."""
     segmentation = segmentationNode.GetSegmentation()
-    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
-    return [i for i in ids if provenance.phraseOf(segmentation.GetSegment(i)) == phrase]
+    return [i for i in segmentsIn(segmentation) if provenance.phraseOf(segmentation.GetSegment(i)) == phrase]
 
 
 def findSegment(segmentationNode: slicer.vtkMRMLSegmentationNode, text: str) -> str:
@@ -356,7 +397,7 @@ def readMask(
         return None, np.zeros((0, 0, 0), bool)
     image = _resampled(image, _volumeGridIn(segmentationNode, volumeNode))
     low = np.array(image.GetExtent()).reshape(3, 2)[::-1, 0]
-    whole = _voxels(image) > 0
+    whole = voxelsOf(image) > 0
     size = np.array(volumeNode.GetImageData().GetDimensions())[::-1]
     first, last = np.maximum(low, 0), np.minimum(low + whole.shape, size)
     if (last <= first).any():
@@ -430,7 +471,7 @@ def volumeMlOf(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: str)
     image = segment.GetRepresentation(BINARY_LABELMAP)
     if image is None or image.GetNumberOfPoints() == 0:
         return 0.0
-    voxels = int((_voxels(image) == segment.GetLabelValue()).sum())
+    voxels = int((voxelsOf(image) == segment.GetLabelValue()).sum())
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
     return voxels * abs(matrix.Determinant()) / 1000.0
@@ -466,24 +507,10 @@ def cropImage(
     return image
 
 
-def _voxels(image: vtk.vtkImageData) -> np.ndarray:
-    """View (slices, rows, columns) of an image's scalars."""
-    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
-
-
 def _uniqueName(segmentation: slicer.vtkSegmentation, name: str) -> str:
     taken = {segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())}
     names = [name, *(f"{name} {n}" for n in range(2, len(taken) + 3))]
     return next(candidate for candidate in names if candidate not in taken)
-
-
-def _referenceGrid(segmentationNode: slicer.vtkMRMLSegmentationNode) -> slicer.vtkOrientedImageData | None:
-    converter = slicer.vtkSegmentationConverter
-    text = segmentationNode.GetSegmentation().GetConversionParameter(
-        converter.GetReferenceImageGeometryParameterName()
-    )
-    grid = slicer.vtkOrientedImageData()
-    return grid if text and converter.DeserializeImageGeometry(text, grid, False) else None
 
 
 def _onGridOf(
@@ -494,7 +521,7 @@ def _onGridOf(
     """The crop in the segmentation's coordinates and on its grid; the very same voxels when both share them already."""
     if segmentationNode.GetTransformNodeID() != volumeNode.GetTransformNodeID():
         image = _moved(image, volumeNode, segmentationNode)
-    grid = _referenceGrid(segmentationNode)
+    grid = referenceGrid(segmentationNode)
     if grid is None:
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         return image
@@ -540,14 +567,21 @@ def _resampled(
     return output
 
 
-def _padded(
-    image: slicer.vtkOrientedImageData, node: slicer.vtkMRMLSegmentationNode
-) -> slicer.vtkOrientedImageData:
-    grid = _referenceGrid(node)
+def _onWholeGrid(
+    image: slicer.vtkOrientedImageData | None, node: slicer.vtkMRMLSegmentationNode
+) -> slicer.vtkOrientedImageData | None:
+    """The image with zeros around it, as far as the segmentation's grid goes; no image is one of zeros only."""
+    grid = referenceGrid(node)
     if grid is None:
         return image
+    if image is None:
+        grid.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        voxelsOf(grid)[...] = 0
+        return grid
+    ends = list(zip(image.GetExtent(), grid.GetExtent(), strict=True))
+    extent = [(min, max)[n % 2](pair) for n, pair in enumerate(ends)]
     whole = slicer.vtkOrientedImageData()
-    slicer.vtkOrientedImageDataResample.CopyImage(image, whole, grid.GetExtent())
+    slicer.vtkOrientedImageDataResample.CopyImage(image, whole, extent)
     return whole
 
 

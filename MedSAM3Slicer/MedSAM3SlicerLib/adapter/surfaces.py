@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import slicer
 
-from MedSAM3SlicerLib.adapter.segments import BINARY_LABELMAP
+from MedSAM3SlicerLib.adapter.labelmaps import BINARY_LABELMAP
 
 CLOSED_SURFACE = "Closed surface"
 
