@@ -86,8 +86,9 @@ class PhraseTokenizer:
             if not all(type(index) is int and 0 <= index < _MOST_TOKENS for index in vocabulary.values()):
                 raise ValueError("a token has no number")
             for first, second in pairs:
-                if missing := {first, second, first + second} - vocabulary.keys():
-                    raise ValueError(f"a merge names {sorted(missing)[0]!r}, which is no token")
+                # Not as a difference of sets: that would walk through the whole vocabulary for each merge.
+                if missing := [token for token in (first, second, first + second) if token not in vocabulary]:
+                    raise ValueError(f"a merge names {min(missing)!r}, which is no token")
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"The model folder {folder} has no usable {VOCABULARY_FILE} and {MERGES_FILE} ({excerpt(error)}); "
