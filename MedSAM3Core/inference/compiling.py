@@ -42,7 +42,7 @@ class CompiledTrunk:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(images, 3, size, size) to trunk outputs; at most ``batch`` images."""
-        if self.failed or len(pixels) > self.batch:
+        if self.failed or len(pixels) > self.batch or _has_branches(self.network):
             return self.network.trunk(pixels)
         missing = self.batch - len(pixels)
         filled = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)]) if missing else pixels
@@ -80,3 +80,8 @@ def without_hooks(network: nn.Module) -> Iterator[None]:
     finally:
         for module, hooks in held:
             module._forward_pre_hooks.update(hooks)
+
+
+def _has_branches(network: ConceptNetwork) -> bool:
+    """Whether something adds to a layer's output, as a LoRA beside the weights: compiled code would leave it out."""
+    return any(module._forward_hooks for module in network.detector.vision_encoder.modules())

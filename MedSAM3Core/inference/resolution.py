@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from MedSAM3Core.models.loading import LoadedModel
+from MedSAM3Core.models.lora import AdapterSwitch
 from MedSAM3Core.models.network import ConceptNetwork
 from MedSAM3Core.models.tracker import Tracker
 from MedSAM3Core.models.weights import build_empty
@@ -35,7 +36,8 @@ def at_side(model: LoadedModel, side: int) -> LoadedModel:
     """A handle on the same weights (shared, not copied) that takes images of another side.
 
     What depends on the side is computed, not learnt: rotary angles, position encodings, grid sizes. The position
-    embedding is tiled from the size that the encoder was pretrained at.
+    embedding is tiled from the size that the encoder was pretrained at. A LoRA that acts now acts there too, and stays
+    when the model's own handle is switched to another.
 
     Args:
         model: A loaded model.
@@ -52,10 +54,15 @@ def at_side(model: LoadedModel, side: int) -> LoadedModel:
     smaller: Any = build_empty(_config_at(network.config, side))
     smaller.load_state_dict(network.state_dict(), assign=True)
     smaller.to(model.device)  # the tables; the weights are there
+    switch = None
+    if model.switch is not None:  # what acts beside the weights is not in them
+        switch = AdapterSwitch(smaller)
+        switch.use(model.switch.active)
     return replace(
         model,
         network=ConceptNetwork(smaller).eval(),
         tracker=Tracker(smaller, model.tracker.memory_dtype).eval(),
+        switch=switch,
     )
 
 

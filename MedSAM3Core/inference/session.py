@@ -397,7 +397,9 @@ class Session:
     def _refiner(self) -> Refiner:
         policy, follower = self.policy, None
         if policy.follow == "detector" or self._propagator is None:
-            follower = BoxFollower(self.plan, self._detector, policy.mask_threshold, self.settings.follow_share)
+            follower = BoxFollower(
+                self.plan, self._detector, policy.mask_threshold, self.settings.follow_share
+            )
         return Refiner(
             self.plan,
             self._encoder,

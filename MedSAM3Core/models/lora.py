@@ -307,9 +307,13 @@ class AdapterSwitch:
 
     Args:
         model: A `Sam3VideoModel`.
+
+    Attributes:
+        active: The adapter that acts, or None.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.active: Adapter | None = None
         self._model = model
         self._handles: list[RemovableHandle] = []
 
@@ -322,7 +326,7 @@ class AdapterSwitch:
         layers = {} if adapter is None else {m: linear_of(self._model, m, adapter) for m in adapter.down}
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self.active = [], adapter
         if adapter is None:
             return
         for module, layer in layers.items():

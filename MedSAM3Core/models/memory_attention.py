@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from MedSAM3Core.models.memory import Memory
 from MedSAM3Core.models.rotary import rotate, turns
@@ -110,8 +110,9 @@ def _heads(attention: Any, channels: Tensor) -> Tensor:
 
 
 def _without_bias(projection: nn.Linear, vector: Tensor) -> Tensor:
-    """A vector's share of a projection, as one token."""
-    return linear(vector[None], projection.weight)
+    """A vector's share of a projection, as one token; through the layer itself, where an adapter may sit."""
+    share = projection(vector[None])
+    return share if projection.bias is None else share - projection.bias
 
 
 def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

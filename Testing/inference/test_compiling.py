@@ -30,6 +30,19 @@ def test_it_answers_as_the_plain_trunk_for_any_number_of_images(network: Concept
     assert len([r for r in caplog.records if "compiling the vision encoder" in r.message]) == 1
 
 
+def test_a_branch_beside_the_weights_is_not_left_out(network: ConceptNetwork) -> None:
+    compiled = CompiledTrunk(network, 2, backend="eager")
+    layer = network.detector.vision_encoder.backbone.layers[0].attention.q_proj
+    with torch.inference_mode():
+        plain = compiled(pixels(2))
+        handle = layer.register_forward_hook(lambda _, inputs, output: output + inputs[0])
+        branched = compiled(pixels(2))
+        assert torch.equal(branched, network.trunk(pixels(2)))
+        handle.remove()
+        assert not torch.allclose(branched, plain, atol=1e-3)
+        torch.testing.assert_close(compiled(pixels(2)), plain)
+
+
 def test_what_cannot_be_compiled_runs_as_it_is(network: ConceptNetwork, monkeypatch, caplog) -> None:
     compiled = CompiledTrunk(network, 2, backend="eager")
 

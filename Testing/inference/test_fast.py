@@ -1,5 +1,7 @@
 """The fast mode: fewer slices, shapes in between, a lower resolution on the same weights."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from MedSAM3Core.inference import resolution
 from MedSAM3Core.inference.finder import search, thin
 from MedSAM3Core.inference.fusion import fill_between
 from MedSAM3Core.models.card import ModelCard, Policy
+from MedSAM3Core.models.lora import Adapter, AdapterSwitch
 from MedSAM3Core.models.network import ConceptNetwork
 from MedSAM3Core.models.tracker import Tracker
 from MedSAM3Core.training.architecture import build_model
@@ -117,3 +120,21 @@ def test_a_lower_side_runs_on_the_same_weights(model: TinyModel) -> None:
     torch.testing.assert_close(answers[0].semantic, answers[1].semantic)
     torch.testing.assert_close(answers[0].presence, answers[1].presence)
     assert tracked.logits.shape[-1] == 16
+
+
+def test_a_lower_side_answers_with_the_adapter_that_acts(model: TinyModel) -> None:
+    layer = "detector_model.vision_encoder.backbone.layers.0.attention.q_proj"
+    width = model.network.model.get_submodule(layer).in_features
+    adapter = Adapter({layer: torch.randn(2, width)}, {layer: torch.randn(width, 2)}, rank=2, alpha=2.0)
+    switched = dataclasses.replace(model, switch=AdapterSwitch(model.network.model))
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        plain = resolution.at_side(switched, 32).network.trunk(pixels)
+        switched.switch.use(adapter)
+        adapted = resolution.at_side(switched, 32)
+        own = switched.network.trunk(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        assert not torch.allclose(adapted.network.trunk(pixels), plain, atol=1e-3)
+        switched.switch.use(None)
+        assert torch.equal(resolution.at_side(switched, 32).network.trunk(pixels), plain)
+        again = switched.network.trunk(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert not torch.allclose(own, again, atol=1e-3)

@@ -10,6 +10,7 @@ from inference_doubles import concept
 from MedSAM3Core import Box, Cancelled, CancelToken, Segmenter
 from MedSAM3Core.inference.precision import Precision, has_bfloat16
 from MedSAM3Core.models.card import ModelCard, Policy
+from MedSAM3Core.models.lora import AdapterSwitch
 from MedSAM3Core.models.network import ConceptNetwork
 from MedSAM3Core.models.roi_align import use_own_box_pooling
 from MedSAM3Core.models.tracker import Tracker
@@ -43,6 +44,7 @@ class TinyModel:
     tracker: Tracker
     card: ModelCard
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    switch: AdapterSwitch | None = None
 
     def tokenize(self, phrases: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         rows = [[298, *(ord(letter) for letter in phrase)][:15] for phrase in phrases]
