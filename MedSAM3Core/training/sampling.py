@@ -134,6 +134,12 @@ class ConceptSampler:
         """A phrase that is surely absent from a slice."""
         case = self.cache.cases[record.case]
         absent = [name for name in case.concepts if self.index[name] not in record.present]
+        # Broader terms too: a model that never hears "hippocampus" of a slice without one sees it everywhere.
+        absent += [
+            term
+            for term, parts in self.groups.items()
+            if parts and self._knows(record, parts) and not set(parts) & set(record.present)
+        ]
         draw = self.random.random()
         if absent and draw < 0.45:
             return Query(absent[self.random.integers(len(absent))], ())

@@ -29,6 +29,11 @@ def sampler(cache, pack):
     return ConceptSampler(cache, read_groups(pack), weights)
 
 
+def known_in(case):
+    """Class indices that were looked for in a case."""
+    return {CLASSES.index(name) for name in case.concepts}
+
+
 def test_the_cases_of_a_pack(pack):
     cases = read_pack(pack)
     assert len(cases) == 14
@@ -82,6 +87,8 @@ def test_negatives_are_surely_absent(sampler, cache):
                 assert set(query.classes) <= set(record.present)
             elif query.phrase in cache.classes and query.phrase in case.concepts:
                 assert cache.classes.index(query.phrase) not in record.present
+            elif query.phrase in sampler.groups and set(sampler.groups[query.phrase]) <= known_in(case):
+                assert not set(sampler.groups[query.phrase]) & set(record.present)
             elif query.phrase not in DISTRACTORS:
                 assert not CONCEPT_REGIONS[query.phrase] & SOURCE_REGIONS[case.source]
 
@@ -89,6 +96,15 @@ def test_negatives_are_surely_absent(sampler, cache):
 def test_only_train_patients_are_drawn(sampler, cache):
     drawn = {cache.cases[sampler.draw_slice()[0].case].patient for _ in range(300)}
     assert {split_of(patient) for patient in drawn} == {"train"}
+
+
+def test_a_broader_term_is_absent_where_all_its_parts_are(sampler):
+    ends = [r for r in sampler.cache.records if not r.present]
+    assert ends, "the volumes have slices without anything"
+    asked = {sampler.draw_absent(r) for r in ends for _ in range(40)}
+    assert Query("parotid gland", ()) in asked
+    both = next(r for r in sampler.cache.records if len(r.present) == 2)
+    assert "parotid gland" not in {sampler.draw_absent(both).phrase for _ in range(100)}
 
 
 def test_a_broader_term_is_the_union_of_its_parts(sampler):
