@@ -102,6 +102,7 @@ class Policy(_Frozen):
             "best instance only" if self.best_only else overlap,
             between[self.propagation],
             "each slice stretched to its own range" if self.clip_policy == "slice" else "",
+            f"smoothed over {self.smoothing_slices:g} slices" if self.smoothing_slices else "",
         )
         return "; ".join(part for part in parts if part)
 
