@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from MedSAM3Core.errors import PromptError
 from MedSAM3Core.prompts import Box, Concept, Point, PromptSet
@@ -47,7 +47,7 @@ class Marks:
     @property
     def unaddressed(self) -> tuple[str, ...]:
         """Which kinds of marks, "boxes" or "points", are for every concept."""
-        kinds = {"boxes": self.boxes, "points": self.points}
+        kinds: dict[str, Sequence[Addressed[Any]]] = {"boxes": self.boxes, "points": self.points}
         return tuple(kind for kind, given in kinds.items() if any(one.phrase is None for one in given))
 
 
