@@ -21,7 +21,7 @@ def finetune(
         typer.Argument(
             metavar="CONFIG.yaml",
             help="The configuration. In configs/, medsam3.yaml, lora.yaml, full.yaml and tracker.yaml begin from "
-            "a model; demo.yaml trains the demo model from nothing.",
+            "a model; demo.yaml trains the demo model from nothing, demo_further.yaml goes on from it.",
         ),
     ],
     evaluate: Annotated[
