@@ -99,8 +99,10 @@ def segment(
 
         volume = read_volume(input_path, time=time_index, series=series)
         for prompt in request.prompts:
-            for mark in (*prompt.boxes, *prompt.points):
-                mark.check_inside(volume.geometry.shape)
+            for drawn in prompt.boxes:
+                drawn.check_inside(volume.geometry.shape)
+            for clicked in prompt.points:
+                clicked.check_inside(volume.geometry.shape)
         check_segmentation_path(output, volume)
     how = {"axis": axis, "window": window, "mode": mode}
     if tiles != "auto":
