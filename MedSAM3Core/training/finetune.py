@@ -134,7 +134,7 @@ def take_weights(network: ScaledNetwork, folder: Path) -> None:
     """
     weights = load_model(folder, "cpu").network.model.state_dict()
     own = network.model.state_dict()
-    for name in own.keys() | weights.keys():
+    for name in sorted(own.keys() | weights.keys()):
         shapes = [tuple(one[name].shape) if name in one else None for one in (own, weights)]
         if shapes[0] != shapes[1]:
             raise InputError(
